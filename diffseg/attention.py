@@ -1,0 +1,296 @@
+"""Images -> attention maps, by one pass of a pretrained latent diffusion model (the paper's section 3.1).
+
+The only module that imports diffusers. `attention_maps` works on any diffusers UNet with transformer blocks;
+`DiffusionModel` adds the autoencoder and the text encoders around it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from torch import Tensor, nn
+
+EMBEDDED = {"mini": Path(__file__).parent / "mini" / "weights"}
+
+Maps = dict[tuple[int, int], Tensor]
+
+_SLICE_BYTES = 8 << 20  # attention probabilities held at a time: what stays in a CPU's cache
+
+
+@dataclass(frozen=True)
+class AttentionMaps:
+    """Head- and layer-averaged attention of one pass, by resolution (h, w), float32 (float64 if the UNet's).
+
+    self_attention: {(h, w): [B, h*w, h*w]}. cross_attention: {(h, w): [B, h*w, tokens]}, empty unless asked for.
+    Every row sums to 1.
+    """
+
+    self_attention: Maps
+    cross_attention: Maps
+
+
+def attention_maps(unet: nn.Module, latents: Tensor, timestep: int, context: Tensor) -> Maps:
+    """Self-attention of one pass of a diffusers UNet; see `capture`.
+
+    Args:
+        unet: any diffusers UNet with transformer blocks; it is left as it was.
+        latents: [B, c, h, w]. timestep: t, 0..999. context: [B, tokens, d], the encoded prompts.
+
+    Returns:
+        {(h, w): [B, h*w, h*w]} for each resolution that has self-attention, each row a distribution over keys.
+    """
+    return capture(unet, latents, timestep, context).self_attention
+
+
+@torch.no_grad()
+def capture(
+    unet: nn.Module, latents: Tensor, timestep: int, context: Tensor, added: dict[str, Tensor] | None = None, cross: bool = False
+) -> AttentionMaps:
+    """One pass of a UNet; mean over heads and layers of softmax(q k^T * scale) at each resolution.
+
+    The maps are accumulated in place, slice by slice: no layer's per-head probabilities are ever held. The UNet runs
+    with whatever processors it has; capturing adds hooks and takes them off again, also when the pass fails.
+
+    Args:
+        unet, latents, timestep, context: as for `attention_maps`.
+        added: SDXL's added conditions ("text_embeds", "time_ids").
+        cross: also capture the cross-attention (`attn2`) over the context's tokens.
+
+    Raises:
+        ValueError: the UNet has no self-attention in transformer blocks.
+    """
+    sums: dict[str, Maps] = {"attn1": {}, "attn2": {}}
+    layers: dict[str, dict[tuple[int, int], int]] = {"attn1": {}, "attn2": {}}
+    size = (0, 0)
+
+    def enter_transformer(module, args, kwargs):
+        nonlocal size
+        hidden = args[0] if args else kwargs["hidden_states"]
+        size = (hidden.shape[-2], hidden.shape[-1])
+
+    def record(kind: str):
+        def hook(module, args, kwargs):
+            queries = args[0] if args else kwargs["hidden_states"]
+            keys = kwargs.get("encoder_hidden_states")
+            if kind == "attn1" and keys is not None:  # a block whose "self"-attention looks at the prompt
+                return
+            keys = queries if keys is None else keys
+            _add_head_mean(sums[kind], size, module, queries, keys)
+            layers[kind][size] = layers[kind].get(size, 0) + 1
+
+        return hook
+
+    hooks = []
+    try:
+        for name, module in unet.named_modules():
+            if isinstance(module, Transformer2DModel):
+                hooks.append(module.register_forward_pre_hook(enter_transformer, with_kwargs=True))
+            elif name.endswith(".attn1") or (cross and name.endswith(".attn2")):
+                hooks.append(module.register_forward_pre_hook(record(name[-5:]), with_kwargs=True))
+        t = torch.full((len(latents),), timestep, device=latents.device)
+        unet(latents, t, encoder_hidden_states=context, added_cond_kwargs=added, return_dict=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not sums["attn1"]:
+        raise ValueError(f"{type(unet).__name__} has no self-attention in transformer blocks: nothing to segment with")
+    for kind, maps in sums.items():
+        for resolution, total in maps.items():
+            total.div_(layers[kind][resolution])
+    return AttentionMaps(sums["attn1"], sums["attn2"])
+
+
+def _add_head_mean(sums: Maps, size: tuple[int, int], attn: nn.Module, queries: Tensor, keys: Tensor) -> None:
+    """Adds one layer's mean over heads of softmax(q k^T * scale), computed in at least float32, to sums[size].
+
+    attn: a diffusers Attention. queries: [B, h*w, c]. keys: [B, T, d], what the keys are projected from.
+    """
+    q, k = attn.to_q(queries), attn.to_k(keys)
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    batch, heads = len(q), attn.heads
+    q = q.to(dtype).view(batch, -1, heads, q.shape[-1] // heads).transpose(1, 2) * attn.scale  # [B, heads, h*w, d]
+    k = k.to(dtype).view(batch, -1, heads, k.shape[-1] // heads).permute(0, 2, 3, 1)  # [B, heads, d, T]
+    if attn.norm_q is not None:
+        raise ValueError(f"{type(attn).__name__} normalises its queries, which is not supported")
+    if size not in sums:
+        sums[size] = q.new_zeros(batch, q.shape[2], k.shape[3])
+    rows = max(1, _SLICE_BYTES // (heads * k.shape[3] * q.element_size()))
+    for b in range(batch):
+        for start in range(0, q.shape[2], rows):
+            probabilities = torch.softmax(q[b, :, start : start + rows] @ k[b], dim=-1)
+            sums[size][b, start : start + rows].add_(probabilities.mean(0))
+
+
+# --- the whole model --------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class DiffusionModel:
+    """A latent diffusion model (Stable Diffusion 1.x, 2.x, XL, SSD-1B, the embedded one) as a source of attention.
+
+    name: what it was loaded from. defaults: the settings the model's folder recommends ("threshold", "timestep").
+    """
+
+    pipeline: DiffusionPipeline
+    name: str
+    defaults: dict[str, float] = field(default_factory=dict)
+    _contexts: dict[tuple[str, ...], tuple[Tensor, dict[str, Tensor] | None]] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str, *, revision: str | None = None, device: str | torch.device = "auto", dtype: torch.dtype | None = None
+    ) -> DiffusionModel:
+        """Loads a model: safetensors only, never pickle.
+
+        Args:
+            name: an embedded model ("mini"), a folder in diffusers' layout, or a Hugging Face hub id.
+            revision: branch, tag or commit of a hub id.
+            device: "auto" (CUDA where there is one, else the CPU), or any torch device.
+            dtype: of the weights; None: float32 on the CPU, float16 elsewhere.
+
+        Raises:
+            ValueError: unknown name, a folder that is no diffusers model, pickle-only weights, no such device.
+            OSError: the hub cannot be reached or does not have the model.
+        """
+        place = resolve_device(device)
+        dtype = dtype or (torch.float32 if place.type == "cpu" else torch.float16)
+        source = str(EMBEDDED.get(name, name))
+        if Path(source).is_dir():
+            _check_folder(Path(source))
+        elif name.count("/") != 1 or name.startswith((".", "/", "~")):
+            raise ValueError(
+                f"there is no model or folder {name!r}: give an embedded model ({', '.join(EMBEDDED)}), "
+                f"a Hugging Face hub id such as CompVis/stable-diffusion-v1-4, or a folder in diffusers' layout"
+            )
+        pipeline = _load(name, source, revision, dtype).to(place)
+        if dtype == torch.float16 and pipeline.vae.config.force_upcast:  # its activations overflow half precision
+            pipeline.vae.to(torch.float32)
+        for module in (pipeline.vae, pipeline.unet):
+            module.eval().requires_grad_(False)
+        recommended = Path(source) / "diffseg.json"
+        defaults = json.loads(recommended.read_text()) if recommended.is_file() else {}
+        return cls(pipeline, name, defaults)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.pipeline.unet.device
+
+    @property
+    def multiple(self) -> int:
+        """Pixels that both sides of an image must be a multiple of, for every resolution of the UNet to be whole."""
+        autoencoder = 2 ** (len(self.pipeline.vae.config.block_out_channels) - 1)
+        return autoencoder * 2 ** (len(self.pipeline.unet.config.block_out_channels) - 1)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Latents of images [B, 3, H, W] in [-1, 1]: the autoencoder's mean times its scaling factor, [B, c, H/8, W/8]."""
+        vae = self.pipeline.vae
+        mean = vae.encode(images.to(vae.device, vae.dtype)).latent_dist.mean
+        shift = getattr(vae.config, "shift_factor", None) or 0.0
+        return ((mean - shift) * vae.config.scaling_factor).to(self.pipeline.unet.dtype)
+
+    @torch.no_grad()
+    def context(self, prompts: Sequence[str], size: tuple[int, int]) -> tuple[Tensor, dict[str, Tensor] | None]:
+        """Encoded prompts [B, tokens, d], and SDXL's added conditions for images of size (H, W) in pixels, else None."""
+        key = tuple(prompts)
+        if key not in self._contexts:
+            encoded = self.pipeline.encode_prompt(
+                list(prompts), device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+            )
+            self._contexts.clear()  # one batch of prompts is worth keeping: the empty one, image after image
+            self._contexts[key] = encoded[0], encoded[2] if len(encoded) > 2 else None
+        embeddings, pooled = self._contexts[key]
+        if pooled is None:
+            return embeddings, None
+        time_ids = torch.tensor([[*size, 0, 0, *size]] * len(key), dtype=embeddings.dtype, device=self.device)
+        return embeddings, {"text_embeds": pooled, "time_ids": time_ids}
+
+    def attention(
+        self, images: Tensor, timestep: int, prompts: Sequence[str] | None = None, cross: bool = False
+    ) -> AttentionMaps:
+        """Attention maps of images [B, 3, H, W] in [-1, 1]: encode, one UNet pass at t without noise, capture.
+
+        Args:
+            timestep: t, what the UNet is told; no noise is added.
+            prompts: one per image; None: the empty prompt.
+            cross: also capture the cross-attention over the prompts' tokens.
+        """
+        latents = self.encode(images)
+        context, added = self.context(prompts or [""] * len(images), (images.shape[2], images.shape[3]))
+        return capture(self.pipeline.unet, latents, timestep, context, added, cross)
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """The torch device that "auto", "cpu", "cuda", "cuda:1" ... means here.
+
+    Raises:
+        ValueError: not a device, or one that this machine lacks.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"{device!r} is not a device: use auto, cpu, cuda or cuda:N") from None
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {device!r} is not there ({torch.cuda.device_count()} CUDA devices found): use cpu or auto")
+    return place
+
+
+def _check_folder(folder: Path) -> None:
+    for part in ("unet", "vae"):
+        if not (folder / "model_index.json").is_file() or not (folder / part / "config.json").is_file():
+            raise ValueError(
+                f"the folder {folder} is not a diffusers model: it needs model_index.json and a {part}/config.json "
+                f"(a single checkpoint file is converted by diffusers' from_single_file(...).save_pretrained(...))"
+            )
+        if not any((folder / part).glob("*.safetensors")):
+            raise ValueError(
+                f"{folder / part} has no .safetensors weights; pickled ones (.bin, .ckpt) are not loaded because they "
+                f"can run code: convert them with diffusers' save_pretrained(..., safe_serialization=True)"
+            )
+
+
+def _load(name: str, source: str, revision: str | None, dtype: torch.dtype) -> DiffusionPipeline:
+    """The pipeline without what segmentation has no use for; errors of the hub in one sentence."""
+    unused = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
+    with _quiet():
+        try:
+            return DiffusionPipeline.from_pretrained(
+                source, revision=revision, dtype=dtype, use_safetensors=True, low_cpu_mem_usage=True, **unused
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            if Path(source).is_dir():
+                raise ValueError(f"the model in {source} cannot be loaded ({reason}); are all its files complete?") from error
+            raise OSError(
+                f"cannot load {name!r} from the Hugging Face hub ({reason}): check the id, the network and, for a gated "
+                f"model, the access token (HF_TOKEN), or give a folder or an embedded model ({', '.join(EMBEDDED)})"
+            ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences loading bars and notes about the parts deliberately left out."""
+    from diffusers.utils import logging as notes
+
+    level = notes.get_verbosity()
+    notes.set_verbosity(logging.CRITICAL)
+    notes.disable_progress_bar()
+    try:
+        yield
+    finally:
+        notes.set_verbosity(level)
+        notes.enable_progress_bar()
+
+
+__all__ = ["EMBEDDED", "AttentionMaps", "DiffusionModel", "attention_maps", "capture", "resolve_device"]

@@ -1,0 +1,427 @@
+"""Trains the embedded model from nothing but generated scenes: `make mini`, or `python -m diffseg.mini.train`.
+
+Four stages, each resumable from its checkpoint and deterministic by seed on one device:
+
+1. scenes: photo-like pictures with captions are generated and cached. Labels are never used in training.
+2. autoencoder: 8x down, 4 channels, on crops; L1 on pixels and, so that colour survives, on 8 x 8 means.
+3. unet: v-prediction on the latents, jointly with the text encoder. Most steps see whole scenes at 256 px and crops
+   of scenes at 512 px (both 32 x 32 latents), every fifth whole scenes at 512 px (64 x 64 latents).
+4. tune: time step and threshold, on scenes that nothing else uses, with their labels; then the folder is written.
+
+The self-attention starts as non-local means: `to_k` is a copy of `to_q`, so similar features attend to each other
+before anything is learned; denoising then decides what "similar" has to mean.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import warnings
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import typer
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tqdm import tqdm
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from diffseg.datasets.scenes import TRAIN_SEED, scene
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that changes the weights. steps_* are optimiser steps, batch_* images per step."""
+
+    seed: int = 0
+    scenes_256: int = 6000
+    scenes_512: int = 1500
+    steps_autoencoder: int = 1600
+    batch_autoencoder: int = 16
+    steps_unet: int = 3600
+    batch_unet: int = 16
+    fine_every: int = 5
+    batch_fine: int = 4
+    learning_rate: float = 1e-3
+    ema: float = 0.998
+    caption_dropout: float = 0.3
+    query_key_gain: float = 1.5
+
+
+# --- stage 1: pictures ------------------------------------------------------------------------------------------------
+
+
+def _picture(args: tuple[int, int]) -> tuple[np.ndarray, str]:
+    made = scene(TRAIN_SEED, *args)
+    return made.image, made.caption
+
+
+def pictures(work: Path, count: int, size: int, first: int) -> tuple[np.ndarray, list[str]]:
+    """`count` training scenes, uint8 [count, size, size, 3] (memory-mapped), and their captions; cached in work."""
+    images, captions = work / f"scenes-{size}-{count}.npy", work / f"scenes-{size}-{count}.json"
+    if not captions.exists():
+        partial = images.with_suffix(".partial.npy")
+        out = np.lib.format.open_memmap(partial, "w+", np.uint8, (count, size, size, 3))
+        with ProcessPoolExecutor(os.cpu_count()) as pool:
+            made = pool.map(_picture, ((first + i, size) for i in range(count)), chunksize=32)
+            texts = []
+            for i, (image, caption) in enumerate(tqdm(made, f"scenes {size} px", count)):
+                out[i] = image
+                texts.append(caption)
+        out.flush()
+        partial.rename(images)
+        _write(captions, json.dumps(texts))
+    return np.load(images, mmap_mode="r"), json.loads(captions.read_text())
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_suffix(path.suffix + ".partial")
+    partial.write_text(text)
+    partial.rename(path)
+
+
+def _generator(*key: int) -> np.random.Generator:
+    """The random stream of one training step: resuming at a step draws what an unbroken run would draw."""
+    return np.random.default_rng(key)
+
+
+def _tensor(images: np.ndarray, device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def _save(path: Path, **state) -> None:
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    partial.rename(path)
+
+
+def _cosine(step: int, steps: int, warmup: int = 100) -> float:
+    """Learning-rate factor: linear warm-up, then cosine down to 3 %."""
+    return min(1.0, (step + 1) / warmup) * (0.03 + 0.97 * 0.5 * (1 + np.cos(np.pi * min(step / steps, 1.0))))
+
+
+def _autocast(device: torch.device):
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+# --- stage 2: autoencoder ---------------------------------------------------------------------------------------------
+
+
+def new_autoencoder() -> AutoencoderKL:
+    """The untrained autoencoder: purely convolutional, so that crops train it for any size.
+
+    Its skip path starts as the identity (a latent is the colour of a pixel of its cell) and its residual branches
+    start small: otherwise the group normalisations make colour the last thing that is learned.
+    """
+    model = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(16, 32, 64, 64),
+        layers_per_block=1,
+        norm_num_groups=4,
+        latent_channels=4,
+        sample_size=512,
+        mid_block_add_attention=False,
+        force_upcast=False,
+    )
+    with torch.no_grad():
+        for name, module in model.named_modules():
+            if isinstance(module, torch.nn.Conv2d) and name.endswith("conv2"):
+                module.weight.mul_(0.1)
+            elif isinstance(module, torch.nn.Conv2d) and not name.endswith("conv1"):
+                module.weight.copy_(0.1 * module.weight + torch.nn.init.dirac_(torch.empty_like(module.weight)))
+                module.bias.zero_()
+        model.quant_conv.bias[4:] = -4.0  # log-variance: little noise at first
+    return model
+
+
+def train_autoencoder(work: Path, recipe: Recipe, device: torch.device, sources: list[np.ndarray]) -> AutoencoderKL:
+    """Returns the trained autoencoder with its scaling factor (1 / standard deviation of the latents) set."""
+    torch.manual_seed(recipe.seed)
+    model, checkpoint, first = new_autoencoder().to(device), work / "autoencoder.pt", 0
+    optimiser = torch.optim.AdamW(model.parameters(), 2e-3, betas=(0.9, 0.99), weight_decay=1e-4)
+    if checkpoint.exists():
+        state = torch.load(checkpoint, map_location=device, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        first = state["step"]
+        model.register_to_config(scaling_factor=state["scaling_factor"])
+    steps, bar = recipe.steps_autoencoder, None
+    for step in (bar := tqdm(range(first, steps), "autoencoder", steps, initial=first, mininterval=5)):
+        rng = _generator(recipe.seed, 1, step)
+        crops = []
+        for _ in range(recipe.batch_autoencoder):
+            source = sources[rng.integers(len(sources))]
+            image = source[rng.integers(len(source))]
+            y, x = rng.integers(0, image.shape[0] - 128 + 1, 2)
+            crop = image[y : y + 128, x : x + 128]
+            crops.append(crop[:, ::-1] if rng.random() < 0.5 else crop)
+        x = _tensor(np.stack(crops), device)
+        for group in optimiser.param_groups:
+            group["lr"] = 2e-3 * _cosine(step, steps)
+        with _autocast(device):
+            posterior = model.encode(x).latent_dist
+            noise = torch.from_numpy(rng.standard_normal(posterior.mean.shape, dtype=np.float32)).to(device)
+            y = model.decode(posterior.mean + posterior.std * noise).sample
+        y = y.float()
+        pixels, colour = F.l1_loss(y, x), F.l1_loss(F.avg_pool2d(y, 8), F.avg_pool2d(x, 8))
+        kl = posterior.kl().float().mean() / posterior.mean[0].numel()
+        loss = pixels + 2 * colour + 1e-3 * kl
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        bar.set_postfix(pixels=f"{pixels.item():.4f}", colour=f"{colour.item():.4f}", kl=f"{kl.item():.2f}")
+        if (step + 1) % 250 == 0 or step + 1 == steps:
+            scale = 1 / posterior.mean.float().std().item()
+            _save(checkpoint, model=model.state_dict(), optimiser=optimiser.state_dict(), step=step + 1, scaling_factor=scale)
+            model.register_to_config(scaling_factor=scale)
+    return model.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def latents(work: Path, name: str, autoencoder: AutoencoderKL, images: np.ndarray, device: torch.device) -> np.ndarray:
+    """Scaled latents of images and of their mirror images, float16 [count, 2, 4, h, w] (memory-mapped); cached."""
+    path = work / f"latents-{name}-{len(images)}.npy"
+    if not path.exists():
+        side = images.shape[1] // 8
+        partial = path.with_suffix(".partial.npy")
+        out = np.lib.format.open_memmap(partial, "w+", np.float16, (len(images), 2, 4, side, side))
+        for i in tqdm(range(0, len(images), 16), f"latents {name}", mininterval=5):
+            x = _tensor(images[i : i + 16], device)
+            for flip, view in enumerate((x, x.flip(3))):
+                z = autoencoder.encode(view).latent_dist.mean * autoencoder.config.scaling_factor
+                out[i : i + 16, flip] = z.cpu().numpy()
+        out.flush()
+        partial.rename(path)
+    return np.load(path, mmap_mode="r")
+
+
+# --- stage 3: tokenizer, text encoder, UNet ---------------------------------------------------------------------------
+
+
+def train_tokenizer(folder: Path, captions: list[str]) -> CLIPTokenizer:
+    """A byte-pair tokenizer in CLIP's format: whole words of the captions, pieces or bytes for all other text."""
+    bpe = Tokenizer(models.BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>"))
+    bpe.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=1400, special_tokens=["<|startoftext|>", "<|endoftext|>"], initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
+    )
+    bpe.train_from_iterator(captions, trainer)
+    trained = json.loads(bpe.to_str())["model"]
+    # CLIP's own order: bytes, bytes that end a word, merges, the two special tokens.
+    merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in trained["merges"]]
+    words = alphabet + [b + "</w>" for b in alphabet]
+    words += list(dict.fromkeys("".join(m) for m in merges if "".join(m) not in set(words)))
+    words += ["<|startoftext|>", "<|endoftext|>"]
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / "vocab.json", json.dumps({w: i for i, w in enumerate(words)}, ensure_ascii=False))
+    _write(folder / "merges.txt", "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
+    tokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=77)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """The untrained text encoder: CLIP's, two layers of width 64."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=64,
+            intermediate_size=256,
+            projection_dim=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=77,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def new_unet(query_key_gain: float = 1.0) -> UNet2DConditionModel:
+    """The untrained UNet: SD 1.x's blocks (self-attention 5/5/5/1 at 64/32/16/8), narrow."""
+    unet = UNet2DConditionModel(
+        sample_size=64,
+        in_channels=4,
+        out_channels=4,
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        block_out_channels=(48, 96, 96, 80),
+        layers_per_block=2,
+        norm_num_groups=8,
+        cross_attention_dim=64,
+        attention_head_dim=(1, 2, 2, 2),
+    )
+    with torch.no_grad():
+        for name, module in unet.named_modules():
+            if name.endswith("attn1"):
+                module.to_q.weight.mul_(query_key_gain)
+                module.to_k.weight.copy_(module.to_q.weight)
+    return unet
+
+
+def schedule() -> DDIMScheduler:
+    """SD's noise schedule, with v-prediction."""
+    return DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="v_prediction", clip_sample=False, set_alpha_to_one=False, steps_offset=1
+    )
+
+
+class Ema:
+    """Exponential moving average of the parameters of some modules, with a warm-up."""
+
+    def __init__(self, modules: list[torch.nn.Module], decay: float):
+        self.modules, self.decay = modules, decay
+        self.shadow = [p.detach().clone() for m in modules for p in m.parameters()]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Moves the average towards the parameters after optimiser step `step`."""
+        decay = min(self.decay, (step + 1) / (step + 10))
+        torch._foreach_lerp_(self.shadow, [p.detach() for m in self.modules for p in m.parameters()], 1 - decay)
+
+    @torch.no_grad()
+    def copy_to(self, modules: list[torch.nn.Module]) -> None:
+        """Writes the average into modules of the same architecture."""
+        for p, s in zip((p for m in modules for p in m.parameters()), self.shadow, strict=True):
+            p.copy_(s)
+
+
+@dataclass(frozen=True)
+class Latents:
+    """Training latents [count, 2 (mirrored), 4, h, w] at 256 and 512 px with token ids int64 [count, 77] of their captions."""
+
+    small: np.ndarray
+    large: np.ndarray
+    small_ids: np.ndarray
+    large_ids: np.ndarray
+
+
+def _batch(data: Latents, recipe: Recipe, step: int, empty: np.ndarray):
+    """Latents [B, 4, n, n] and token ids [B, 77] of one step. A crop gets the empty caption: it may lack what is named."""
+    rng = _generator(recipe.seed, 2, step)
+    fine = step % recipe.fine_every == 0
+    x, ids = [], []
+    for _ in range(recipe.batch_fine if fine else recipe.batch_unet):
+        flip = rng.integers(2)
+        if fine or rng.random() < 0.4:
+            i = rng.integers(len(data.large))
+            z = data.large[i, flip]
+            text = data.large_ids[i]
+            if not fine:
+                top, left = rng.integers(0, z.shape[1] - 32 + 1, 2)
+                z, text = z[:, top : top + 32, left : left + 32], empty
+        else:
+            i = rng.integers(len(data.small))
+            z, text = data.small[i, flip], data.small_ids[i]
+        x.append(z)
+        ids.append(empty if rng.random() < recipe.caption_dropout else text)
+    return rng, torch.from_numpy(np.stack(x).astype(np.float32)), torch.from_numpy(np.stack(ids))
+
+
+def train_unet(work: Path, recipe: Recipe, device: torch.device, data: Latents, tokenizer: CLIPTokenizer):
+    """Returns (unet, text encoder), the exponential moving averages of the trained ones. Writes unet-curve.csv."""
+    torch.manual_seed(recipe.seed)
+    unet, text = new_unet(recipe.query_key_gain).to(device), new_text_encoder(tokenizer).to(device)
+    parameters = [*unet.parameters(), *text.parameters()]
+    optimiser = torch.optim.AdamW(parameters, recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
+    ema, checkpoint, first = Ema([unet, text], recipe.ema), work / "unet.pt", 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, map_location=device, weights_only=True)
+        unet.load_state_dict(state["unet"])
+        text.load_state_dict(state["text"])
+        optimiser.load_state_dict(state["optimiser"])
+        ema.shadow, first = state["ema"], state["step"]
+    signal = schedule().alphas_cumprod.to(device)
+    empty = np.array(tokenizer("", padding="max_length", max_length=77).input_ids)
+    steps, losses = recipe.steps_unet, {32: [], 64: []}
+    for step in (bar := tqdm(range(first, steps), "unet", steps, initial=first, mininterval=5)):
+        rng, x, ids = _batch(data, recipe, step, empty)
+        x, ids = x.to(device), ids.to(device)
+        noise = torch.from_numpy(rng.standard_normal(x.shape, dtype=np.float32)).to(device)
+        t = torch.from_numpy(rng.integers(0, 1000, len(x))).to(device)
+        a = signal[t].view(-1, 1, 1, 1)
+        noisy, velocity = a.sqrt() * x + (1 - a).sqrt() * noise, a.sqrt() * noise - (1 - a).sqrt() * x
+        for group in optimiser.param_groups:
+            group["lr"] = recipe.learning_rate * _cosine(step, steps)
+        with _autocast(device):
+            predicted = unet(noisy, t, text(ids)[0]).sample
+        loss = F.mse_loss(predicted.float(), velocity)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        ema.update(step)
+        losses[x.shape[-1]].append(loss.item())
+        if (step + 1) % 100 == 0 or step + 1 == steps:
+            means = [float(np.mean(values[-100:])) for values in losses.values()]
+            bar.set_postfix(loss_32=f"{means[0]:.4f}", loss_64=f"{means[1]:.4f}")
+            with (work / "unet-curve.csv").open("a", newline="") as f:
+                csv.writer(f).writerow([step + 1, *(f"{m:.5f}" for m in means)])
+        if (step + 1) % 250 == 0 or step + 1 == steps:
+            _save(checkpoint, unet=unet.state_dict(), text=text.state_dict(), optimiser=optimiser.state_dict(), ema=ema.shadow, step=step + 1)
+    ema.copy_to([unet, text])
+    return unet.eval(), text.eval()
+
+
+# --- the folder -------------------------------------------------------------------------------------------------------
+
+
+def export(folder: Path, autoencoder: AutoencoderKL, unet: UNet2DConditionModel, text: CLIPTextModel, tokenizer: CLIPTokenizer) -> None:
+    """Writes a folder that diffusers' own classes load: half-precision safetensors, configs, tokenizer, scheduler."""
+    import copy
+
+    for name, model in {"vae": autoencoder, "unet": unet, "text_encoder": text}.items():
+        copy.deepcopy(model).to("cpu", torch.float16).save_pretrained(folder / name, safe_serialization=True)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    schedule().save_pretrained(folder / "scheduler")
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": "0.30.0",
+        "vae": ["diffusers", "AutoencoderKL"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "safety_checker": [None, None],
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "requires_safety_checker": False,
+    }
+    _write(folder / "model_index.json", json.dumps(index, indent=2) + "\n")
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Folder the model is written to.")] = Path(__file__).parent / "weights",
+    work: Annotated[Path, typer.Option(help="Folder for caches and checkpoints; an interrupted training continues from it.")] = Path("results/mini"),
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cuda" if torch.cuda.is_available() else "cpu",
+) -> None:
+    """Trains the embedded model (about two hours on two CPU cores, minutes on a GPU)."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    recipe, place = Recipe(), torch.device(device)
+    work.mkdir(parents=True, exist_ok=True)
+    small, small_captions = pictures(work, recipe.scenes_256, 256, 0)
+    large, large_captions = pictures(work, recipe.scenes_512, 512, recipe.scenes_256)
+    autoencoder = train_autoencoder(work, recipe, place, [small, large])
+    tokenizer = train_tokenizer(work / "tokenizer", small_captions + large_captions)
+    ids = [np.array(tokenizer(c, padding="max_length", max_length=77, truncation=True).input_ids) for c in (small_captions, large_captions)]
+    data = Latents(latents(work, "256", autoencoder, small, place), latents(work, "512", autoencoder, large, place), *ids)
+    unet, text = train_unet(work, recipe, place, data, tokenizer)
+    export(out, autoencoder, unet, text, tokenizer)
+
+
+if __name__ == "__main__":
+    typer.run(main)

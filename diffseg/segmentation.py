@@ -1,0 +1,220 @@
+"""DiffSeg's segmentation (the paper's section 3) on attention maps: aggregate, merge, to_labels. Pure torch.
+
+Shapes: B images, maps of h x w positions (the finest resolution), K proposals. A *map* is the attention of one
+position: a probability distribution over all h * w positions. Nothing here assumes squares, powers of two or a
+particular set of resolutions. Computations keep float64 where it comes in and use float32 otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_CHUNK_BYTES = 64 << 20  # upper bound for temporary arrays in to_labels
+
+
+def aggregate(maps: dict[tuple[int, int], Tensor], weights: Sequence[float] | None = None) -> Tensor:
+    """Combines the attention of all resolutions into one distribution per finest position (the paper's equation 1).
+
+    The keys of each resolution are upsampled bilinearly to the finest one and renormalised, its queries are repeated,
+    and the results are added with the weights R.
+
+    Args:
+        maps: {(h, w): [B, h*w, h*w]}, each row a distribution over keys.
+        weights: R, one per resolution from finest to coarsest, >= 0, scaled to sum to 1.
+            None: proportional to the resolution, sqrt(h * w).
+
+    Returns:
+        [B, h, w, h, w] (query row, query column, key row, key column), each [b, i, j] sums to 1.
+
+    Raises:
+        ValueError: no maps, or weights of the wrong number, negative, or not summing above 0.
+    """
+    if not maps:
+        raise ValueError("aggregate needs the attention maps of at least one resolution")
+    sizes = sorted(maps, key=lambda size: -size[0] * size[1])
+    shares = _shares(sizes, weights)
+    h, w = sizes[0]
+    first = maps[sizes[0]]
+    dtype = torch.promote_types(first.dtype, torch.float32)
+    total = torch.zeros(len(first), h, w, h, w, dtype=dtype, device=first.device)
+    for (rows, columns), share in zip(sizes, shares, strict=True):
+        if share == 0:
+            continue
+        keys = maps[rows, columns].to(dtype).reshape(-1, 1, rows, columns)
+        if (rows, columns) != (h, w):
+            keys = F.interpolate(keys, (h, w), mode="bilinear", align_corners=False)
+        keys = keys * (share / keys.sum((2, 3), keepdim=True))
+        _add_repeated(total, keys.view(-1, rows, columns, h, w))
+    return total
+
+
+def _shares(sizes: list[tuple[int, int]], weights: Sequence[float] | None) -> list[float]:
+    if weights is None:
+        weights = [(h * w) ** 0.5 for h, w in sizes]
+    names = ", ".join(f"{h}x{w}" for h, w in sizes)
+    if len(weights) != len(sizes):
+        raise ValueError(f"weights: {len(weights)} given, but there are {len(sizes)} resolutions ({names}), finest first")
+    if not all(0 <= x < float("inf") for x in weights) or sum(weights) <= 0:
+        raise ValueError(f"weights must be at least 0 and sum above 0, got {list(weights)} for {names}")
+    return [x / sum(weights) for x in weights]
+
+
+def _add_repeated(total: Tensor, part: Tensor) -> None:
+    """Adds part [B, r, c, h, w] to total [B, h, w, h, w], repeating its queries to the nearest of the r x c."""
+    b, h, w = total.shape[:3]
+    r, c = part.shape[1:3]
+    if h % r == 0 and w % c == 0:  # a view: no repeated copy is ever stored
+        total.view(b, r, h // r, c, w // c, h, w).add_(part[:, :, None, :, None])
+    else:
+        row = ((torch.arange(h, device=part.device) + 0.5) * r / h).long()
+        column = ((torch.arange(w, device=part.device) + 0.5) * c / w).long()
+        total.add_(part[:, row[:, None], column])
+
+
+def anchor_grid(anchors: int, size: tuple[int, int]) -> Tensor:
+    """Positions (row, column) of the M x M anchors, int64 [M*M, 2], evenly spaced and centred on an h x w map.
+
+    For M = 16 on 64 x 64: 1, 5, ..., 61 on both axes.
+
+    Raises:
+        ValueError: M < 1, or more anchors than positions on a side.
+    """
+    if not 1 <= anchors <= min(size):
+        raise ValueError(f"anchors must be 1 to {min(size)} per side on attention maps of {size[0]}x{size[1]}, got {anchors}")
+    axes = []
+    for n in size:
+        step = (n - 1) // (anchors - 1) if anchors > 1 else 0
+        start = (n - 1 - step * (anchors - 1)) // 2
+        axes.append(start + step * torch.arange(anchors))
+    return torch.cartesian_prod(*axes).view(-1, 2)
+
+
+def symmetric_kl(p: Tensor, q: Tensor) -> Tensor:
+    """Distance D(p, q) = (KL(p||q) + KL(q||p)) / 2 in nats between all pairs (the paper's equation 3).
+
+    As matrix products: 2 D = sum p log p + sum q log q - p . log q - log p . q. An exact 0 contributes 0 log 0 = 0;
+    under the other side's logarithm it counts as the smallest positive normal number, because a probability that
+    underflowed is tiny, not impossible: the result is never NaN or infinite.
+
+    Args:
+        p: [P, D] distributions. q: [Q, D] distributions.
+
+    Returns:
+        [P, Q], >= 0.
+    """
+    log_p, log_q = _log(p), _log(q)
+    doubled = (p * log_p).sum(1)[:, None] + (q * log_q).sum(1) - p @ log_q.T - log_p @ q.T
+    return doubled.clamp_min_(0).div_(2)
+
+
+def _log(p: Tensor) -> Tensor:
+    return p.clamp_min(torch.finfo(p.dtype).tiny).log_()
+
+
+def merge(attention: Tensor, anchors: int, thresholds: Sequence[float]) -> Tensor:
+    """Iterative attention merging (the paper's algorithm 1): from M x M anchors to K proposals.
+
+    Iteration 1 replaces each anchor by the mean of all maps nearer than tau_1. Each later iteration walks the
+    proposals in order: one that is not yet matched becomes the mean of all proposals nearer than tau_i (matched ones
+    too), and marks them matched. Distances are those at the start of the iteration.
+
+    Args:
+        attention: [h, w, h, w] from `aggregate`, one image.
+        anchors: M.
+        thresholds: tau_1 ... tau_N in nats, each > 0; their number is N >= 1.
+
+    Returns:
+        Proposals [K, h, w], each sums to 1, K <= M * M.
+
+    Raises:
+        ValueError: no thresholds, one that is not above 0, or M that does not fit the map.
+    """
+    if not thresholds or not all(t > 0 for t in thresholds):
+        raise ValueError(f"thresholds must be one or more numbers above 0, got {list(thresholds)}")
+    h, w = attention.shape[:2]
+    grid = anchor_grid(anchors, (h, w)).to(attention.device)
+    chosen = grid[:, 0] * w + grid[:, 1]
+    maps = attention.reshape(h * w, h * w)
+    near = symmetric_kl(maps[chosen], maps) < thresholds[0]
+    near[torch.arange(len(chosen), device=near.device), chosen] = True  # D(p, p) = 0, whatever the rounding
+    proposals = _means(near, maps)
+    for threshold in thresholds[1:]:
+        near = symmetric_kl(proposals, proposals) < threshold
+        near.fill_diagonal_(True)
+        proposals = _means(near[_leaders(near)], proposals)
+    return proposals.view(-1, h, w)
+
+
+def _means(members: Tensor, maps: Tensor) -> Tensor:
+    """Mean of the maps [Q, D] that each row of members (bool [P, Q]) selects; [P, D]."""
+    chosen = members.to(maps.dtype)
+    return (chosen @ maps).div_(chosen.sum(1, keepdim=True))
+
+
+def _leaders(near: Tensor) -> list[int]:
+    """Walks the rows of near (bool [K, K]) in order; those not matched by an earlier leader lead."""
+    near = near.cpu()
+    matched = torch.zeros(len(near), dtype=torch.bool)
+    leaders = []
+    for i, row in enumerate(near):
+        if not matched[i]:
+            leaders.append(i)
+            matched |= row
+    return leaders
+
+
+def refine(attention: Tensor, proposals: Tensor, iterations: int = 300, tolerance: float = 1e-4) -> Tensor:
+    """k-means over all maps, started at the proposals (the paper's optional refinement).
+
+    Lloyd's algorithm, squared Euclidean distance; stops when no assignment changes, or when the centres' summed
+    squared movement falls to `tolerance` times the mean variance of a map's entries.
+
+    Args:
+        attention: [h, w, h, w]. proposals: [K, h, w].
+
+    Returns:
+        [K', h, w], K' <= K: the means of the clusters that have members; each sums to 1.
+    """
+    h, w = attention.shape[:2]
+    maps, centres = attention.reshape(h * w, h * w), proposals.reshape(len(proposals), h * w)
+    enough = tolerance * maps.var(0, correction=0).mean()
+    assigned = None
+    for _ in range(iterations):
+        previous, assigned = assigned, _nearest(maps, centres)
+        if previous is not None and torch.equal(assigned, previous):
+            break
+        present = assigned.unique()
+        centres, before = _means(present[:, None] == assigned, maps), centres[present]
+        assigned = torch.searchsorted(present, assigned)
+        if (centres - before).square().sum() <= enough:
+            break
+    return centres.view(-1, h, w)
+
+
+def _nearest(maps: Tensor, centres: Tensor) -> Tensor:
+    return (centres.square().sum(1) - 2 * (maps @ centres.T)).argmin(1)
+
+
+def to_labels(proposals: Tensor, size: tuple[int, int]) -> Tensor:
+    """Upsamples the proposals bilinearly and gives each pixel the one with the largest value (the first, if equal).
+
+    Args:
+        proposals: [K, h, w]. size: (H, W) of the picture in pixels.
+
+    Returns:
+        int64 [H, W], index of the proposal, 0..K-1. A proposal that wins nowhere does not occur.
+    """
+    best = torch.full(size, -torch.inf, dtype=proposals.dtype, device=proposals.device)
+    labels = torch.zeros(size, dtype=torch.int64, device=proposals.device)
+    step = max(1, _CHUNK_BYTES // (best.numel() * best.element_size()))
+    for start in range(0, len(proposals), step):
+        part = F.interpolate(proposals[None, start : start + step], size, mode="bilinear", align_corners=False)[0]
+        value, index = part.max(0)
+        better = value > best
+        best = torch.where(better, value, best)
+        labels = torch.where(better, index + start, labels)
+    return labels

@@ -1,0 +1,84 @@
+"""The evaluation protocol: per-image Hungarian matching, summed counts, accuracy and mIoU. Pure numpy and scipy.
+
+The paper's, as unsupervised segmentation has no class names: in every image, segments are assigned one to one to
+classes so that the most pixels match; the counts are summed over all images before any ratio is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import reduce
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Pixel counts per class, int64 [classes], of one image or, added up, of many; pixels: labelled pixels."""
+
+    tp: np.ndarray
+    fp: np.ndarray
+    fn: np.ndarray
+    pixels: int
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(self.tp + other.tp, self.fp + other.fp, self.fn + other.fn, self.pixels + other.pixels)
+
+
+def histogram(label: np.ndarray, prediction: np.ndarray, classes: int) -> np.ndarray:
+    """Pixels of each (class, segment), over labelled pixels.
+
+    Args:
+        label: int [H, W], 0..classes-1, negative = ignored. prediction: int [H, W], segment numbers >= 0.
+
+    Returns:
+        int64 [classes, max(classes, segments)]; segments = the largest number in use on labelled pixels + 1. With fewer
+        segments than classes the missing columns are zeros.
+
+    Raises:
+        ValueError: different shapes, a label >= classes, or a negative segment.
+    """
+    if label.shape != prediction.shape:
+        raise ValueError(f"label map is {label.shape} but prediction is {prediction.shape}: they must be of one size")
+    labelled = label >= 0
+    truth, found = label[labelled].astype(np.int64), prediction[labelled].astype(np.int64)
+    if truth.size and truth.max() >= classes:
+        raise ValueError(f"label {truth.max()} found, but there are {classes} classes (0 to {classes - 1})")
+    if found.size and found.min() < 0:
+        raise ValueError(f"segment {found.min()} found: segment numbers start at 0")
+    columns = max(classes, int(found.max()) + 1 if found.size else 0)
+    return np.bincount(truth * columns + found, minlength=classes * columns).reshape(classes, columns)
+
+
+def match(hist: np.ndarray) -> Counts:
+    """Assigns one segment to every class so that the matched pixels are most, and counts (the paper's protocol).
+
+    Surplus segments fall to classes absent from the image and count there as false positives; segments beyond the
+    number of classes only leave false negatives.
+
+    Args:
+        hist: int64 [classes, max(classes, segments)] from `histogram`.
+    """
+    rows, columns = linear_sum_assignment(hist, maximize=True)
+    tp = hist[rows, columns]
+    return Counts(tp, hist[:, columns].sum(0) - tp, hist.sum(1) - tp, int(hist.sum()))
+
+
+def summarise(counts: Counts | Iterable[Counts]) -> dict:
+    """Accuracy, mIoU (mean over the classes that occur) and IoU per class (NaN where absent): fractions.
+
+    A class occurs if any image has a pixel of it or a segment assigned to it.
+    """
+    if not isinstance(counts, Counts):
+        counts = reduce(Counts.__add__, counts)
+    union = counts.tp + counts.fp + counts.fn
+    with np.errstate(invalid="ignore"):
+        iou = counts.tp / union
+    occurs = union > 0
+    return {
+        "accuracy": float(counts.tp.sum() / counts.pixels) if counts.pixels else float("nan"),
+        "miou": float(iou[occurs].mean()) if occurs.any() else float("nan"),
+        "iou": iou.tolist(),
+    }
