@@ -60,10 +60,7 @@ class Patch:
         self.rows, self.cols = slice(top, bottom), slice(left, right)
         self.height, self.width = bottom - top, right - left
         # Fractions, not pixels: the number of random numbers drawn must not depend on the size.
-        self.extent = (
-            max(min(box[3], 1) - max(box[1], 0), 1e-3),
-            max(min(box[2], 1) - max(box[0], 0), 1e-3),
-        )
+        self.extent = (max(min(box[3], 1) - max(box[1], 0), 1e-3), max(min(box[2], 1) - max(box[0], 0), 1e-3))
         x = (np.arange(left, right, dtype=np.float32) + 0.5) / size
         y = (np.arange(top, bottom, dtype=np.float32) + 0.5) / size
         self.x = (2 * (x - box[0]) / (box[2] - box[0]) - 1)[None, :]
@@ -77,7 +74,7 @@ class Patch:
         return self.x + amount * self.noise(cell, 2), self.y + amount * self.noise(cell, 2)
 
     def noise(self, cell: float, octaves: int = 1, stretch: float = 1.0) -> np.ndarray:
-        """Smooth noise [h, w], about standard normal; cell: feature size as a fraction of the scene, wider by stretch."""
+        """Smooth noise [h, w], about standard normal; cell: feature size as a fraction of the scene; stretch: wider."""
         if self.height == 0 or self.width == 0:  # still draws nothing: the patch is invisible at every size
             return np.zeros((self.height, self.width), np.float32)
         total, power = np.zeros((self.height, self.width), np.float32), 0.0
@@ -175,7 +172,9 @@ def _tiles(rng, a, b, count, joint=0.07, checker=False, brick=False) -> Texture:
         col = (p.x + 1) / 2 * count + (0.5 * (np.floor(row) % 2) if brick else 0)
         row, col = np.broadcast_arrays(row, col)
         i, j = np.floor(row).astype(int) % 32, np.floor(col).astype(int) % 32
-        colour = (_mix(a, b, ((i + j) % 2).astype(np.float32)) if checker else a + 0 * tones[i, j][..., None]) * tones[i, j][..., None]
+        colour = (_mix(a, b, ((i + j) % 2).astype(np.float32)) if checker else a + 0 * tones[i, j][..., None]) * tones[
+            i, j
+        ][..., None]
         colour = colour * (1 + 0.06 * p.noise(0.02, 2))[..., None]
         return np.where((((row % 1) < joint) | ((col % 1) < joint))[..., None], mortar, colour)
 
@@ -199,7 +198,11 @@ def _receding(rng, a, b, checker) -> Texture:
 
 def _sky(rng):
     kind = rng.integers(4)
-    top = _tone(rng, (0.54, 0.64), (0.25, 0.8), (0.45, 0.95)) if kind < 3 else _tone(rng, (-0.08, 0.12), (0.2, 0.7), (0.5, 0.9))
+    top = (
+        _tone(rng, (0.54, 0.64), (0.25, 0.8), (0.45, 0.95))
+        if kind < 3
+        else _tone(rng, (-0.08, 0.12), (0.2, 0.7), (0.5, 0.9))
+    )
     low = _mix(top, np.float32([1, 0.97, 0.92]), np.float32(rng.uniform(0.2, 0.8)))
     cloud, amount = np.float32([0.95, 0.95, 0.97]) * rng.uniform(0.75, 1), rng.uniform(-1.5, 0.6)
 
@@ -274,7 +277,9 @@ def _wall(rng):
     b = _shift(a, rng, 0.2)
     kind = rng.integers(4)
     if kind == 0:
-        return "brick wall", _tiles(rng, _tone(rng, (-0.02, 0.1), (0.2, 0.7), (0.35, 0.75)), b, rng.uniform(5, 10), 0.08, brick=True)
+        return "brick wall", _tiles(
+            rng, _tone(rng, (-0.02, 0.1), (0.2, 0.7), (0.35, 0.75)), b, rng.uniform(5, 10), 0.08, brick=True
+        )
     if kind == 1:
         return "tile wall", _tiles(rng, a, b, rng.uniform(6, 12), 0.06, checker=rng.random() < 0.3)
     if kind == 2:
@@ -371,7 +376,10 @@ def _rawmaterial(rng):
     }
     a = _tone(rng, *spans[noun])
     sheen = rng.uniform(0.1, 0.5)
-    return noun, lambda p: a * (1 + sheen * np.sin(3 * p.x + 2 * p.y + p.noise(0.3, 1)) + 0.05 * p.noise(0.01, 1))[..., None]
+    return (
+        noun,
+        lambda p: a * (1 + sheen * np.sin(3 * p.x + 2 * p.y + p.noise(0.3, 1)) + 0.05 * p.noise(0.01, 1))[..., None],
+    )
 
 
 def _window(rng):
@@ -432,7 +440,10 @@ def _person(rng):
         shirt = _mix(top, other, (np.sin(25 * v) > 0.3).astype(np.float32)) if striped else top
         shade = _round(p, u, v)[..., None]
         parts = [
-            (_limb(u, v, -0.18, 0.1, -legs - 0.15, 0.95, 0.17) | _limb(u, v, 0.18, 0.1, legs + 0.15, 0.95, 0.17), trousers),
+            (
+                _limb(u, v, -0.18, 0.1, -legs - 0.15, 0.95, 0.17) | _limb(u, v, 0.18, 0.1, legs + 0.15, 0.95, 0.17),
+                trousers,
+            ),
             (_limb(u, v, -0.3, -0.45, -0.7, arms[0], 0.11) | _limb(u, v, 0.3, -0.45, 0.7, arms[1], 0.11), skin),
             (_limb(u, v, 0, -0.4, 0, 0.05, 0.36), shirt),
             (_limb(u, v, 0, -0.6, 0, -0.55, 0.12), skin),
@@ -483,17 +494,26 @@ def _vehicle(rng):
         u, v = p.warped
         if noun == "airplane":
             parts = [(_limb(u, v, -0.8, 0, 0.75, 0, 0.17), body), (_limb(u, v, -0.85, -0.55, -0.65, 0, 0.1), band)]
-            parts += [(_limb(u, v, -0.3, 0.5, 0.15, 0.05, 0.08), band), (_box(u, v, -0.6, -0.06, 0.7, 0.02) & (np.sin(40 * u) > 0), glass)]
+            parts += [
+                (_limb(u, v, -0.3, 0.5, 0.15, 0.05, 0.08), band),
+                (_box(u, v, -0.6, -0.06, 0.7, 0.02) & (np.sin(40 * u) > 0), glass),
+            ]
         elif noun == "boat":
             parts = [(_box(u, v, -0.85 + 0.3 * (v > 0.6), 0.35, 0.95, 0.85) & (u < 1.4 - 0.7 * v), body)]
-            parts += [(_box(u, v, -0.4, -0.15, 0.35, 0.36), band), (_box(u, v, -0.3, -0.05, 0.25, 0.15), glass), (_box(u, v, -0.03, -0.9, 0.03, -0.1), dark)]
+            parts += [
+                (_box(u, v, -0.4, -0.15, 0.35, 0.36), band),
+                (_box(u, v, -0.3, -0.05, 0.25, 0.15), glass),
+                (_box(u, v, -0.03, -0.9, 0.03, -0.1), dark),
+            ]
         else:
             tall = noun != "car"
             parts = [(_box(u, v, -0.95, -0.8 if tall else -0.1, 0.95, 0.65), body)]
             if not tall:
                 parts.append((_limb(u, v, -0.35, -0.15, 0.3, -0.15, 0.45) & (v < 0), body))
             top, low = (-0.6, -0.1) if tall else (-0.5, -0.1)
-            parts.append((_box(u, v, -0.88 if tall else -0.55, top, 0.88 if tall else 0.5, low) & (((u * 4) % 1) > 0.15), glass))
+            parts.append(
+                (_box(u, v, -0.88 if tall else -0.55, top, 0.88 if tall else 0.5, low) & (((u * 4) % 1) > 0.15), glass)
+            )
             parts.append((_box(u, v, -0.95, 0.15, 0.95, 0.28), band))
             wheels = (-0.6, 0.6) if noun != "train" else (-0.7, -0.4, 0.4, 0.7)
             for x in wheels:
@@ -526,7 +546,9 @@ def _boxy(rng, noun, aspect, body, inner, inset, handle=False, legs=0.0):
 def _electronic(rng):
     frame = _tone(rng, (0, 1), (0, 0.1), (0.05, 0.5))
     screen = _tone(rng, (0.5, 0.7), (0.1, 0.9), (0.05, 0.8))
-    return _boxy(rng, *[("television", 1.5), ("laptop", 1.3), ("cell phone", 0.55)][rng.integers(3)], frame, screen, 0.12)
+    return _boxy(
+        rng, *[("television", 1.5), ("laptop", 1.3), ("cell phone", 0.55)][rng.integers(3)], frame, screen, 0.12
+    )
 
 
 def _appliance(rng):
@@ -545,16 +567,30 @@ def _furniture(rng):
         u, v = p.warped
         cloth = _mix(a, _shift(a, np.random.default_rng(1), 0.3), 0.5 + 0.3 * p.noise(0.05, 2))
         if noun == "couch":
-            parts = [(_box(u, v, -0.85, -0.7, 0.85, 0.3), cloth), (_box(u, v, -0.98, -0.25, -0.7, 0.8) | _box(u, v, 0.7, -0.25, 0.98, 0.8), cloth * 0.85)]
+            parts = [
+                (_box(u, v, -0.85, -0.7, 0.85, 0.3), cloth),
+                (_box(u, v, -0.98, -0.25, -0.7, 0.8) | _box(u, v, 0.7, -0.25, 0.98, 0.8), cloth * 0.85),
+            ]
             parts += [(_box(u, v, -0.75, 0.1, 0.75, 0.8), cloth * 1.1), (_limb(u, v, -0.5, -0.1, -0.4, -0.1, 0.2), b)]
         elif noun == "chair":
-            parts = [(_box(u, v, -0.6, -0.95, 0.6, 0.05) & ((np.abs(u) > 0.45) | (v < -0.6) | (((u * 5) % 1) < 0.5)), cloth)]
+            parts = [
+                (_box(u, v, -0.6, -0.95, 0.6, 0.05) & ((np.abs(u) > 0.45) | (v < -0.6) | (((u * 5) % 1) < 0.5)), cloth)
+            ]
             parts += [(_box(u, v, -0.75, 0.05, 0.75, 0.3), cloth * 0.9)]
             parts += [(_box(u, v, -0.7, 0.3, -0.5, 0.95) | _box(u, v, 0.5, 0.3, 0.7, 0.95), cloth * 0.7)]
         elif noun == "bed":
-            parts = [(_box(u, v, -0.95, -0.8, -0.8, 0.9), wood), (_box(u, v, -0.85, -0.1, 0.95, 0.7), cloth), (_box(u, v, -0.75, -0.4, -0.3, 0), b)]
+            parts = [
+                (_box(u, v, -0.95, -0.8, -0.8, 0.9), wood),
+                (_box(u, v, -0.85, -0.1, 0.95, 0.7), cloth),
+                (_box(u, v, -0.75, -0.4, -0.3, 0), b),
+            ]
         else:
-            parts = [(_ellipse(u, v, 0, -0.35, 0.75, 0.6) & (p.noise(0.05, 2) > -0.9), _mix(leaf * 0.5, leaf * 1.3, 0.5 + 0.8 * p.noise(0.03, 2)))]
+            parts = [
+                (
+                    _ellipse(u, v, 0, -0.35, 0.75, 0.6) & (p.noise(0.05, 2) > -0.9),
+                    _mix(leaf * 0.5, leaf * 1.3, 0.5 + 0.8 * p.noise(0.03, 2)),
+                )
+            ]
             parts += [(_box(u, v, -0.4 + 0.1 * (v > 0.6), 0.2, 0.4 - 0.1 * (v > 0.6), 0.95), b)]
         image, mask = _layer(parts)
         return image * (1 - 0.15 * v)[..., None], mask
@@ -584,10 +620,18 @@ def _round_thing(rng, noun, aspect, colours, rings=0, stem=False, segments=0):
 
 def _food(rng):
     noun = str(rng.choice(["pizza", "cake", "apple", "orange", "donut"]))
-    spans = {"pizza": (0.05, 0.12), "cake": (-0.1, 0.12), "apple": (-0.05, 0.3), "orange": (0.06, 0.1), "donut": (0, 0.1)}
+    spans = {
+        "pizza": (0.05, 0.12),
+        "cake": (-0.1, 0.12),
+        "apple": (-0.05, 0.3),
+        "orange": (0.06, 0.1),
+        "donut": (0, 0.1),
+    }
     a = _tone(rng, spans[noun], (0.4, 0.95), (0.45, 0.95))
     b = _tone(rng, (-0.1, 0.15), (0.3, 0.9), (0.3, 0.95)) if noun in ("pizza", "cake", "donut") else _shift(a, rng, 0.3)
-    return _round_thing(rng, noun, rng.uniform(0.9, 1.4), (a, b), rings={"pizza": 4, "cake": 2, "donut": 2}.get(noun, 0))
+    return _round_thing(
+        rng, noun, rng.uniform(0.9, 1.4), (a, b), rings={"pizza": 4, "cake": 2, "donut": 2}.get(noun, 0)
+    )
 
 
 def _kitchen(rng):
@@ -600,7 +644,11 @@ def _kitchen(rng):
     def paint(p: Patch):
         u, v = p.warped
         if noun == "bottle":
-            mask = _box(u, v, -0.7, -0.2, 0.7, 0.95) | _box(u, v, -0.28, -0.95, 0.28, 0) | _ellipse(u, v, 0, -0.2, 0.7, 0.3)
+            mask = (
+                _box(u, v, -0.7, -0.2, 0.7, 0.95)
+                | _box(u, v, -0.28, -0.95, 0.28, 0)
+                | _ellipse(u, v, 0, -0.2, 0.7, 0.3)
+            )
             t = (_box(u, v, -0.7, 0.1, 0.7, 0.6)).astype(np.float32)
         else:
             mask = (np.abs(u) < 0.9 - 0.35 * np.clip(v, 0, 1)) & (np.abs(v) < 0.85)
@@ -623,7 +671,9 @@ def _accessory(rng):
     kind = rng.integers(3)
     if kind == 0:
         return _round_thing(rng, "umbrella", 1.1, (_any(rng), _any(rng)), stem=True, segments=int(rng.integers(3, 7)))
-    return _boxy(rng, ("suitcase", "backpack")[kind - 1], (0.75, 0.85)[kind - 1], _any(rng), _any(rng), 0.18, handle=True)
+    return _boxy(
+        rng, ("suitcase", "backpack")[kind - 1], (0.75, 0.85)[kind - 1], _any(rng), _any(rng), 0.18, handle=True
+    )
 
 
 def _sports(rng):
@@ -646,9 +696,10 @@ def _sports(rng):
 
 def _outdoor(rng):
     noun, aspect = [("traffic light", 0.4), ("fire hydrant", 0.6), ("stop sign", 0.5), ("bench", 1.9)][rng.integers(4)]
-    a = {"traffic light": _tone(rng, (0.1, 0.5), (0.1, 0.8), (0.1, 0.4)), "bench": _tone(rng, (0.02, 0.4), (0.3, 0.7), (0.15, 0.6))}.get(
-        noun, _tone(rng, (-0.06, 0.16), (0.6, 1), (0.5, 0.95))
-    )
+    a = {
+        "traffic light": _tone(rng, (0.1, 0.5), (0.1, 0.8), (0.1, 0.4)),
+        "bench": _tone(rng, (0.02, 0.4), (0.3, 0.7), (0.15, 0.6)),
+    }.get(noun, _tone(rng, (-0.06, 0.16), (0.6, 1), (0.5, 0.95)))
     lamps = [np.float32(c) for c in ([0.95, 0.15, 0.1], [0.95, 0.75, 0.1], [0.1, 0.85, 0.4])]
     pole = _tone(rng, (0, 1), (0, 0.1), (0.2, 0.7))
 
@@ -658,12 +709,26 @@ def _outdoor(rng):
             parts = [(_box(u, v, -0.12, 0, 0.12, 1), pole), (_box(u, v, -0.8, -0.95, 0.8, 0.35), a)]
             parts += [(_ellipse(u, v, 0, y, 0.5, 0.17), c) for y, c in zip((-0.7, -0.3, 0.1), lamps, strict=True)]
         elif noun == "fire hydrant":
-            parts = [(_limb(u, v, 0, -0.4, 0, 0.7, 0.45), a), (_box(u, v, -0.9, -0.2, 0.9, 0.15), a * 0.8), (_box(u, v, -0.65, 0.75, 0.65, 0.95), a * 0.7)]
+            parts = [
+                (_limb(u, v, 0, -0.4, 0, 0.7, 0.45), a),
+                (_box(u, v, -0.9, -0.2, 0.9, 0.15), a * 0.8),
+                (_box(u, v, -0.65, 0.75, 0.65, 0.95), a * 0.7),
+            ]
         elif noun == "stop sign":
-            parts = [(_box(u, v, -0.1, -0.2, 0.1, 1), pole), (np.maximum(np.abs(u), np.abs(2 * v + 1.0)) + 0.4 * np.minimum(np.abs(u), np.abs(2 * v + 1.0)) < 0.95, a)]
+            parts = [
+                (_box(u, v, -0.1, -0.2, 0.1, 1), pole),
+                (
+                    np.maximum(np.abs(u), np.abs(2 * v + 1.0)) + 0.4 * np.minimum(np.abs(u), np.abs(2 * v + 1.0))
+                    < 0.95,
+                    a,
+                ),
+            ]
             parts += [(_box(u, v, -0.6, -0.58, 0.6, -0.42), np.float32([0.95, 0.95, 0.95]))]
         else:
-            parts = [(_box(u, v, -0.95, -0.8, 0.95, -0.1) & (((v * 5) % 1) < 0.75), a), (_box(u, v, -0.98, 0, 0.98, 0.25), a * 0.85)]
+            parts = [
+                (_box(u, v, -0.95, -0.8, 0.95, -0.1) & (((v * 5) % 1) < 0.75), a),
+                (_box(u, v, -0.98, 0, 0.98, 0.25), a * 0.85),
+            ]
             parts += [(_box(u, v, -0.85, 0.2, -0.7, 0.95) | _box(u, v, 0.7, 0.2, 0.85, 0.95), pole)]
         image, mask = _layer(parts)
         return image * _round(p, u, v, 0.3)[..., None], mask
@@ -756,6 +821,14 @@ def _side(offset: float, slope: float, waviness: float, sign: int):
     return lambda p: sign * (p.x + slope * p.y + waviness * p.noise(0.2, 3) - offset) > 0
 
 
+def _heap(p: Patch) -> np.ndarray:
+    return _ellipse(*p.warped, 0, 0, 0.9, 0.9)
+
+
+def _slab(p: Patch) -> np.ndarray:
+    return _box(*p.warped, -0.9, -0.9, 0.9, 0.9)
+
+
 def _outdoors(c: _Canvas):
     rng = c.rng
     horizon = rng.uniform(0.25, 0.65)
@@ -768,15 +841,36 @@ def _outdoors(c: _Canvas):
             c.stuff("building*", (x, horizon - rise, x + width, horizon + 0.1))
             x += width + max(rng.uniform(-0.2, 0.15), 0)
     elif far != "none":
-        c.stuff(str(far), (0, max(horizon - rng.uniform(0.1, 0.45), 0), 1, 1), _below(0.3, rng.uniform(0.04, 0.16), rng.uniform(0.1, 0.5)))
-    near = str(rng.choice(["ground*", "plant*", "water*"], p=[0.45, 0.25, 0.3])) if far != "plant*" else str(rng.choice(["ground*", "water*"]))
+        c.stuff(
+            str(far),
+            (0, max(horizon - rng.uniform(0.1, 0.45), 0), 1, 1),
+            _below(0.3, rng.uniform(0.04, 0.16), rng.uniform(0.1, 0.5)),
+        )
+    near = (
+        str(rng.choice(["ground*", "plant*", "water*"], p=[0.45, 0.25, 0.3]))
+        if far != "plant*"
+        else str(rng.choice(["ground*", "water*"]))
+    )
     c.stuff(near, (0, horizon - 0.02, 1, 1), _below(0.05, 0.01, 0.3, rng.uniform(-0.03, 0.03)))
     if rng.random() < 0.5:
         second = str(rng.choice([k for k in ("ground*", "water*", "plant*", "solid*") if k not in (near, far)]))
-        c.stuff(second, (0, horizon + rng.uniform(0.05, 0.15), 1, 1), _side(rng.uniform(-0.5, 0.5), rng.uniform(-1, 1), 0.08, int(rng.choice([-1, 1]))))
+        c.stuff(
+            second,
+            (0, horizon + rng.uniform(0.05, 0.15), 1, 1),
+            _side(rng.uniform(-0.5, 0.5), rng.uniform(-1, 1), 0.08, int(rng.choice([-1, 1]))),
+        )
     if rng.random() < 0.18:
         c.stuff("structural*", (0, horizon - rng.uniform(0.02, 0.1), 1, horizon + rng.uniform(0.08, 0.2)))
-    _stand(c, rng.choice(["person", "animal", "vehicle", "outdoor", "sports", "accessory"], 2, replace=False, p=[0.28, 0.24, 0.24, 0.1, 0.07, 0.07]), horizon)
+    _stand(
+        c,
+        rng.choice(
+            ["person", "animal", "vehicle", "outdoor", "sports", "accessory"],
+            2,
+            replace=False,
+            p=[0.28, 0.24, 0.24, 0.1, 0.07, 0.07],
+        ),
+        horizon,
+    )
 
 
 def _stand(c: _Canvas, kinds, horizon: float):
@@ -788,7 +882,9 @@ def _stand(c: _Canvas, kinds, horizon: float):
             places.append((horizon + (1.02 - horizon) * near, near, str(kind)))
     scale = rng.uniform(0.35, 0.7)
     for bottom, near, kind in sorted(places):
-        tall = {"person": 1.0, "animal": 0.65, "vehicle": 0.7, "sports": 0.3, "accessory": 0.45, "outdoor": 0.7}.get(kind, 0.6)
+        tall = {"person": 1.0, "animal": 0.65, "vehicle": 0.7, "sports": 0.3, "accessory": 0.45, "outdoor": 0.7}.get(
+            kind, 0.6
+        )
         c.thing(kind, rng.uniform(0.05, 0.95), bottom, scale * tall * (0.35 + 0.85 * near) * rng.uniform(0.85, 1.15))
 
 
@@ -804,7 +900,9 @@ def _indoors(c: _Canvas):
         c.stuff("window*", (x, rng.uniform(0.05, 0.2), x + width, line - rng.uniform(0.1, 0.2)))
         if rng.random() < 0.5:
             c.stuff("textile*", (x - 0.1, 0.02, x + rng.uniform(0.02, 0.12), line - rng.uniform(0, 0.1)))
-            c.stuff("textile*", (x + width - rng.uniform(0.02, 0.12), 0.02, x + width + 0.1, line - rng.uniform(0, 0.1)))
+            c.stuff(
+                "textile*", (x + width - rng.uniform(0.02, 0.12), 0.02, x + width + 0.1, line - rng.uniform(0, 0.1))
+            )
     if rng.random() < 0.45:
         x, width = rng.uniform(-0.1, 0.8), rng.uniform(0.25, 0.5)
         c.stuff("furniture*", (x, line - rng.uniform(0.2, 0.6), x + width, line + rng.uniform(0.02, 0.12)))
@@ -815,9 +913,26 @@ def _indoors(c: _Canvas):
 
 def _stand_indoors(c: _Canvas, line: float):
     rng = c.rng
-    kinds = rng.choice(["person", "animal", "furniture", "electronic", "appliance", "indoor", "accessory"], 2, replace=False, p=[0.22, 0.13, 0.3, 0.1, 0.1, 0.08, 0.07])
-    tall = {"person": 0.7, "animal": 0.32, "furniture": 0.42, "appliance": 0.45, "electronic": 0.28, "indoor": 0.22, "accessory": 0.25}
-    places = sorted((rng.uniform(line + 0.03, 1.0), str(k)) for k in kinds[: rng.choice([1, 1, 2, 2])] for _ in range(rng.choice([1, 1, 2])))
+    kinds = rng.choice(
+        ["person", "animal", "furniture", "electronic", "appliance", "indoor", "accessory"],
+        2,
+        replace=False,
+        p=[0.22, 0.13, 0.3, 0.1, 0.1, 0.08, 0.07],
+    )
+    tall = {
+        "person": 0.7,
+        "animal": 0.32,
+        "furniture": 0.42,
+        "appliance": 0.45,
+        "electronic": 0.28,
+        "indoor": 0.22,
+        "accessory": 0.25,
+    }
+    places = sorted(
+        (rng.uniform(line + 0.03, 1.0), str(k))
+        for k in kinds[: rng.choice([1, 1, 2, 2])]
+        for _ in range(rng.choice([1, 1, 2]))
+    )
     for bottom, kind in places:
         c.thing(kind, rng.uniform(0.05, 0.95), bottom, tall[kind] * rng.uniform(0.8, 1.3))
 
@@ -833,14 +948,19 @@ def _tabletop(c: _Canvas):
     if back != "none":
         slope = rng.uniform(-0.1, 0.1)
         c.stuff(back, (0, 0, 1, edge + 0.1), lambda p: (p.y + 1) / 2 * (edge + 0.1) < edge + slope * p.x * 0.5)
-    kinds = rng.choice(["kitchen", "food", "food*", "electronic", "indoor", "rawmaterial*", "person"], 3, replace=False, p=[0.26, 0.2, 0.16, 0.12, 0.12, 0.08, 0.06])
+    kinds = rng.choice(
+        ["kitchen", "food", "food*", "electronic", "indoor", "rawmaterial*", "person"],
+        3,
+        replace=False,
+        p=[0.26, 0.2, 0.16, 0.12, 0.12, 0.08, 0.06],
+    )
     for kind in map(str, kinds[: rng.choice([1, 2, 2, 3])]):
         for _ in range(rng.choice([1, 1, 2])):
             x, bottom, height = rng.uniform(0.1, 0.9), rng.uniform(edge + 0.3, 1.05), rng.uniform(0.2, 0.5)
             if kind in STUFF:
-                p_box = (x - height * 0.6, bottom - height, x + height * 0.6, bottom)
                 if kind not in (surface, back):
-                    c.stuff(kind, p_box, lambda p: _ellipse(*p.warped, 0, 0, 0.9, 0.9) if kind == "food*" else _box(*p.warped, -0.9, -0.9, 0.9, 0.9))
+                    box = (x - height * 0.6, bottom - height, x + height * 0.6, bottom)
+                    c.stuff(kind, box, _heap if kind == "food*" else _slab)
             else:
                 c.thing(kind, x, bottom, height * (1.3 if kind == "person" else 1.0))
 
@@ -855,7 +975,9 @@ def _patchwork(c: _Canvas):
             c.stuff(kind, mask=_side(rng.uniform(-0.5, 0.6), rng.uniform(-1.2, 1.2), 0.15, int(rng.choice([-1, 1]))))
         else:
             cx, cy, r = rng.uniform(0.1, 0.9), rng.uniform(0.1, 0.9), rng.uniform(0.15, 0.4)
-            c.stuff(kind, (cx - r, cy - r, cx + r, cy + r), lambda p: _ellipse(p.warped[0], p.warped[1], 0, 0, 0.85, 0.85))
+            c.stuff(
+                kind, (cx - r, cy - r, cx + r, cy + r), lambda p: _ellipse(p.warped[0], p.warped[1], 0, 0, 0.85, 0.85)
+            )
     if rng.random() < 0.6:
         c.thing(str(rng.choice(list(THINGS))), rng.uniform(0.2, 0.8), rng.uniform(0.6, 1.0), rng.uniform(0.25, 0.6))
 

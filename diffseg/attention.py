@@ -52,7 +52,12 @@ def attention_maps(unet: nn.Module, latents: Tensor, timestep: int, context: Ten
 
 @torch.no_grad()
 def capture(
-    unet: nn.Module, latents: Tensor, timestep: int, context: Tensor, added: dict[str, Tensor] | None = None, cross: bool = False
+    unet: nn.Module,
+    latents: Tensor,
+    timestep: int,
+    context: Tensor,
+    added: dict[str, Tensor] | None = None,
+    cross: bool = False,
 ) -> AttentionMaps:
     """One pass of a UNet; mean over heads and layers of softmax(q k^T * scale) at each resolution.
 
@@ -146,7 +151,12 @@ class DiffusionModel:
 
     @classmethod
     def from_pretrained(
-        cls, name: str, *, revision: str | None = None, device: str | torch.device = "auto", dtype: torch.dtype | None = None
+        cls,
+        name: str,
+        *,
+        revision: str | None = None,
+        device: str | torch.device = "auto",
+        dtype: torch.dtype | None = None,
     ) -> DiffusionModel:
         """Loads a model: safetensors only, never pickle.
 
@@ -192,7 +202,7 @@ class DiffusionModel:
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Latents of images [B, 3, H, W] in [-1, 1]: the autoencoder's mean times its scaling factor, [B, c, H/8, W/8]."""
+        """Latents [B, c, H/8, W/8] of images [B, 3, H, W] in [-1, 1]: the autoencoder's mean, scaled as it says."""
         vae = self.pipeline.vae
         mean = vae.encode(images.to(vae.device, vae.dtype)).latent_dist.mean
         shift = getattr(vae.config, "shift_factor", None) or 0.0
@@ -200,7 +210,7 @@ class DiffusionModel:
 
     @torch.no_grad()
     def context(self, prompts: Sequence[str], size: tuple[int, int]) -> tuple[Tensor, dict[str, Tensor] | None]:
-        """Encoded prompts [B, tokens, d], and SDXL's added conditions for images of size (H, W) in pixels, else None."""
+        """Encoded prompts [B, tokens, d], and SDXL's added conditions for images of size (H, W), else None."""
         key = tuple(prompts)
         if key not in self._contexts:
             encoded = self.pipeline.encode_prompt(
@@ -242,7 +252,9 @@ def resolve_device(device: str | torch.device) -> torch.device:
     except RuntimeError:
         raise ValueError(f"{device!r} is not a device: use auto, cpu, cuda or cuda:N") from None
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device {device!r} is not there ({torch.cuda.device_count()} CUDA devices found): use cpu or auto")
+        raise ValueError(
+            f"device {device!r} is not there ({torch.cuda.device_count()} CUDA devices found): use cpu or auto"
+        )
     return place
 
 
@@ -271,26 +283,32 @@ def _load(name: str, source: str, revision: str | None, dtype: torch.dtype) -> D
         except (OSError, ValueError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             if Path(source).is_dir():
-                raise ValueError(f"the model in {source} cannot be loaded ({reason}); are all its files complete?") from error
+                raise ValueError(
+                    f"the model in {source} cannot be loaded ({reason}); are all its files complete?"
+                ) from error
             raise OSError(
-                f"cannot load {name!r} from the Hugging Face hub ({reason}): check the id, the network and, for a gated "
-                f"model, the access token (HF_TOKEN), or give a folder or an embedded model ({', '.join(EMBEDDED)})"
+                f"cannot load {name!r} from the Hugging Face hub ({reason}): check the id, the network and, for "
+                f"a gated model, the access token (HF_TOKEN), or give a folder or an embedded model ({', '.join(EMBEDDED)})"
             ) from error
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silences loading bars and notes about the parts deliberately left out."""
-    from diffusers.utils import logging as notes
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
 
-    level = notes.get_verbosity()
-    notes.set_verbosity(logging.CRITICAL)
-    notes.disable_progress_bar()
+    libraries = (diffusers_logging, transformers_logging)
+    levels = [library.get_verbosity() for library in libraries]
+    for library in libraries:
+        library.set_verbosity(logging.CRITICAL)
+        library.disable_progress_bar()
     try:
         yield
     finally:
-        notes.set_verbosity(level)
-        notes.enable_progress_bar()
+        for library, level in zip(libraries, levels, strict=True):
+            library.set_verbosity(level)
+            library.enable_progress_bar()
 
 
 __all__ = ["EMBEDDED", "AttentionMaps", "DiffusionModel", "attention_maps", "capture", "resolve_device"]

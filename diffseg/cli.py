@@ -7,7 +7,8 @@ import os
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,16 +32,27 @@ def _main() -> None:
 def segment(
     photos: Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("segments"),
-    model: Annotated[str, typer.Option(help="Embedded model, Hugging Face hub id, or folder in diffusers' layout.")] = "mini",
+    model: Annotated[
+        str, typer.Option(help="Embedded model, Hugging Face hub id, or folder in diffusers' layout.")
+    ] = "mini",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
-    threshold: Annotated[str | None, typer.Option(help="tau in nats; one, or one per iteration: 0.5,0.9,1.1. [default: the model's own]")] = None,
+    threshold: Annotated[
+        str | None, typer.Option(help="tau in nats; one, or one per iteration: 0.5,0.9,1.1. [default: the model's own]")
+    ] = None,
     anchors: Annotated[int, typer.Option(help="M of the M x M grid of anchors.")] = 16,
-    iterations: Annotated[int | None, typer.Option(help="N, iterations of merging. [default: as many as thresholds, else 3]")] = None,
-    weights: Annotated[str | None, typer.Option(help="R, finest resolution first: 64,32,16,8. [default: proportional to the resolution]")] = None,
+    iterations: Annotated[
+        int | None, typer.Option(help="N, iterations of merging. [default: as many as thresholds, else 3]")
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="R, finest resolution first: 64,32,16,8. [default: proportional to the resolution]"),
+    ] = None,
     timestep: Annotated[int | None, typer.Option(help="t, 0 to 999. [default: the model's own]")] = None,
     refine: Annotated[bool, typer.Option("--refine", help="k-means over all attention maps at the end.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
-    size: Annotated[int, typer.Option(help="Side in pixels of the square whose area a photo is resized to for the model.")] = 512,
+    size: Annotated[
+        int, typer.Option(help="Side in pixels of the square whose area a photo is resized to for the model.")
+    ] = 512,
 ) -> None:
     """Segments photos. For each: NAME.labels.png, NAME.overlay.png and NAME.json (segments as COCO RLE, settings)."""
     with _one_sentence():
@@ -59,16 +71,14 @@ def segment(
         raise typer.Exit(1)
 
 
-class _one_sentence:
+@contextmanager
+def _one_sentence() -> Iterator[None]:
     """Turns the errors that a user can mend into one sentence and exit status 2."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, ValueError | OSError):
-            typer.echo(f"diffseg: {error}", err=True)
-            raise typer.Exit(2) from error
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        typer.echo(f"diffseg: {error}", err=True)
+        raise typer.Exit(2) from error
 
 
 def _numbers(option: str, text: str) -> list[float]:
@@ -115,7 +125,8 @@ def name_outputs(photos: list[Path]) -> dict[str, Path]:
         jobs.update({name(p): p for p in photos if count[name(p)] == 1})
         photos = [p for p in photos if count[name(p)] > 1]
     if photos:
-        raise ValueError(f"{photos[0]} and {photos[1]} would both be written as {names[-1](photos[0])}: run them with different --out")
+        name = names[-1](photos[0])
+        raise ValueError(f"{photos[0]} and {photos[1]} would both be written as {name}: run them with different --out")
     return dict(sorted(jobs.items()))
 
 
@@ -130,7 +141,9 @@ def check_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise OSError(f"cannot write to the output folder {folder} ({error.strerror}): choose another with --out") from None
+        raise OSError(
+            f"cannot write to the output folder {folder} ({error.strerror}): choose another with --out"
+        ) from None
 
 
 def segment_files(seg: DiffSeg, settings: Settings, jobs: dict[str, Path], out: Path) -> dict[Path, str]:

@@ -51,7 +51,9 @@ def _check_size(name: str, width: int, height: int) -> None:
     if min(width, height) < MIN_SIDE:
         raise ImageError(f"{name}: {width} x {height} pixels is too small, at least {MIN_SIDE} a side are needed")
     if width * height > MAX_PIXELS:
-        raise ImageError(f"{name}: {width} x {height} pixels is too large, at most {MAX_PIXELS // 10**6} megapixels; shrink it first")
+        raise ImageError(
+            f"{name}: {width} x {height} pixels is too large, at most {MAX_PIXELS // 10**6} megapixels; shrink it first"
+        )
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -71,7 +73,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def palette(count: int) -> np.ndarray:
     """Colours that are easy to tell apart: uint8 [count, 3], hues a golden angle apart, alternating in brightness."""
-    rows = [colorsys.hsv_to_rgb(i * 0.618034 % 1, (0.75, 0.5, 0.95)[i % 3], (0.95, 1.0, 0.7)[i // 3 % 3]) for i in range(count)]
+    rows = [
+        colorsys.hsv_to_rgb(i * 0.618034 % 1, (0.75, 0.5, 0.95)[i % 3], (0.95, 1.0, 0.7)[i // 3 % 3])
+        for i in range(count)
+    ]
     return (np.array(rows).reshape(-1, 3) * 255).astype(np.uint8)
 
 

@@ -57,7 +57,9 @@ def _shares(sizes: list[tuple[int, int]], weights: Sequence[float] | None) -> li
         weights = [(h * w) ** 0.5 for h, w in sizes]
     names = ", ".join(f"{h}x{w}" for h, w in sizes)
     if len(weights) != len(sizes):
-        raise ValueError(f"weights: {len(weights)} given, but there are {len(sizes)} resolutions ({names}), finest first")
+        raise ValueError(
+            f"weights: {len(weights)} given, but there are {len(sizes)} resolutions ({names}), finest first"
+        )
     if not all(0 <= x < float("inf") for x in weights) or sum(weights) <= 0:
         raise ValueError(f"weights must be at least 0 and sum above 0, got {list(weights)} for {names}")
     return [x / sum(weights) for x in weights]
@@ -84,7 +86,9 @@ def anchor_grid(anchors: int, size: tuple[int, int]) -> Tensor:
         ValueError: M < 1, or more anchors than positions on a side.
     """
     if not 1 <= anchors <= min(size):
-        raise ValueError(f"anchors must be 1 to {min(size)} per side on attention maps of {size[0]}x{size[1]}, got {anchors}")
+        raise ValueError(
+            f"anchors must be 1 to {min(size)} per side on attention maps of {size[0]}x{size[1]}, got {anchors}"
+        )
     axes = []
     for n in size:
         step = (n - 1) // (anchors - 1) if anchors > 1 else 0

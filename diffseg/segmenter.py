@@ -48,20 +48,34 @@ class Settings:
             raise ValueError(f"size must be 64 to 4096 pixels, got {self.size}")
 
     @classmethod
-    def make(cls, threshold: float | Sequence[float], iterations: int | None = None, weights: Sequence[float] | None = None, **rest) -> Settings:
+    def make(
+        cls,
+        threshold: float | Sequence[float],
+        iterations: int | None = None,
+        weights: Sequence[float] | None = None,
+        **rest,
+    ) -> Settings:
         """Settings from one threshold for all iterations (default 3) or one for each.
 
         Raises:
             ValueError: a value out of range, or thresholds that are not as many as the iterations.
         """
-        thresholds = tuple(threshold) if isinstance(threshold, Sequence) else (threshold,) * (3 if iterations is None else iterations)
+        thresholds = (
+            tuple(threshold)
+            if isinstance(threshold, Sequence)
+            else (threshold,) * (3 if iterations is None else iterations)
+        )
         if iterations is not None and iterations < 1:
             raise ValueError(f"iterations must be at least 1, got {iterations}")
         if iterations is not None and len(thresholds) == 1:
             thresholds *= iterations
         if iterations is not None and len(thresholds) != iterations:
-            raise ValueError(f"{len(thresholds)} thresholds given for {iterations} iterations: give one, or one for each")
-        return cls(tuple(map(float, thresholds)), weights=None if weights is None else tuple(map(float, weights)), **rest)
+            raise ValueError(
+                f"{len(thresholds)} thresholds given for {iterations} iterations: give one, or one for each"
+            )
+        return cls(
+            tuple(map(float, thresholds)), weights=None if weights is None else tuple(map(float, weights)), **rest
+        )
 
 
 @dataclass(frozen=True)
@@ -127,12 +141,19 @@ class DiffSeg:
 
     @classmethod
     def from_pretrained(
-        cls, name: str = "mini", *, revision: str | None = None, device: str | torch.device = "auto", dtype: torch.dtype | None = None
+        cls,
+        name: str = "mini",
+        *,
+        revision: str | None = None,
+        device: str | torch.device = "auto",
+        dtype: torch.dtype | None = None,
     ) -> DiffSeg:
         """Loads a model by name, folder or hub id; see `DiffusionModel.from_pretrained`."""
         return cls(DiffusionModel.from_pretrained(name, revision=revision, device=device, dtype=dtype))
 
-    def settings(self, threshold: float | Sequence[float] | None = None, timestep: int | None = None, **rest) -> Settings:
+    def settings(
+        self, threshold: float | Sequence[float] | None = None, timestep: int | None = None, **rest
+    ) -> Settings:
         """Settings with the model's own defaults (the paper's, tau = 1.1 and t = 300, where it has none)."""
         defaults = {"threshold": 1.1, "timestep": 300, **self.model.defaults}
         threshold = defaults["threshold"] if threshold is None else threshold
@@ -223,7 +244,7 @@ def prepare(photo: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
 
 
 def by_area(labels: torch.Tensor, proposals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Renumbers labels int64 [H, W] to 0..K-1 by falling area; returns them and the proposals [K, h, w] in that order."""
+    """Renumbers labels int64 [H, W] to 0..K-1 by falling area; returns them and the proposals in that order."""
     areas = torch.bincount(labels.flatten(), minlength=len(proposals))
     order = torch.argsort(areas, descending=True, stable=True)[: int((areas > 0).sum())]
     new = torch.zeros_like(areas)

@@ -37,7 +37,8 @@ def test_golden(case, dtype, share):
 def random_maps(seed: int, sizes, batch: int = 1, sharp: float = 2.0) -> dict:
     g = torch.Generator().manual_seed(seed)
     return {
-        (h, w): torch.softmax(sharp * torch.randn(batch, h * w, h * w, generator=g, dtype=torch.float64), -1) for h, w in sizes
+        (h, w): torch.softmax(sharp * torch.randn(batch, h * w, h * w, generator=g, dtype=torch.float64), -1)
+        for h, w in sizes
     }
 
 
@@ -101,7 +102,8 @@ def test_anchor_grid_fits_and_is_even(h, w, data):
     assert len(grid.unique(dim=0)) == m * m
     for axis, n in enumerate((h, w)):
         positions = grid[:, axis].unique()
-        assert 0 <= positions[0] and positions[-1] < n
+        assert positions[0] >= 0
+        assert positions[-1] < n
         assert abs(int(positions[0]) - (n - 1 - int(positions[-1]))) <= 1
 
 
@@ -136,7 +138,8 @@ def test_merge_two_halves():
         proposals = merge(attention, 4, [1.0] * 3)
         assert len(proposals) == 2
         labels = to_labels(proposals, (16, 24))
-        assert (labels[:, :12] == 0).all() and (labels[:, 12:] == 1).all()
+        assert (labels[:, :12] == 0).all()
+        assert (labels[:, 12:] == 1).all()
 
 
 def test_merge_one_iteration_keeps_every_anchor():

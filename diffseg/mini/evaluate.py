@@ -82,14 +82,19 @@ def anchor_picture(model: DiffusionModel, pixels: torch.Tensor, timestep: int, s
             h, w = level.shape[:2]
             one = level[int(y * h), int(x * w)]
             grey = (one / one.quantile(0.995)).clamp(0, 1) * 255
-            sheet.paste(Image.fromarray(grey.byte().numpy()).resize((side, side), Image.Resampling.NEAREST), (column * side, row * side))
+            sheet.paste(
+                Image.fromarray(grey.byte().numpy()).resize((side, side), Image.Resampling.NEAREST),
+                (column * side, row * side),
+            )
     return sheet
 
 
 def main(
     folder: Annotated[str, typer.Argument(help="Model to evaluate.")] = "mini",
     scenes: Annotated[int, typer.Option(help="Held-out scenes.")] = 200,
-    coco: Annotated[Path | None, typer.Option(help="Also score on photos in COCO's layout (val2017/, stuffthingmaps/).")] = None,
+    coco: Annotated[
+        Path | None, typer.Option(help="Also score on photos in COCO's layout (val2017/, stuffthingmaps/).")
+    ] = None,
     controls: Annotated[bool, typer.Option(help="Also score k-means on colour.")] = True,
 ) -> None:
     """Scores a model with its default settings on held-out scenes (and real photos) beside the control."""
@@ -103,7 +108,10 @@ def main(
             methods["k-means on colour, true k"] = colour_kmeans
         for method, segment in methods.items():
             row = score(dataset, segment, method)
-            print(f"{name}: {method}: accuracy {row['accuracy']:.3f}, mIoU {row['miou']:.3f}, {row['segments']:.1f} segments")
+            print(
+                f"{name}: {method}: accuracy {row['accuracy']:.3f}, mIoU {row['miou']:.3f}, "
+                f"{row['segments']:.1f} segments"
+            )
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ before anything is learned; denoising then decides what "similar" has to mean.
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import os
@@ -183,7 +184,13 @@ def train_autoencoder(work: Path, recipe: Recipe, device: torch.device, sources:
         bar.set_postfix(pixels=f"{pixels.item():.4f}", colour=f"{colour.item():.4f}", kl=f"{kl.item():.2f}")
         if (step + 1) % 250 == 0 or step + 1 == steps:
             scale = 1 / posterior.mean.float().std().item()
-            _save(checkpoint, model=model.state_dict(), optimiser=optimiser.state_dict(), step=step + 1, scaling_factor=scale)
+            _save(
+                checkpoint,
+                model=model.state_dict(),
+                optimiser=optimiser.state_dict(),
+                step=step + 1,
+                scaling_factor=scale,
+            )
             model.register_to_config(scaling_factor=scale)
     return model.eval().requires_grad_(False)
 
@@ -213,10 +220,16 @@ def train_tokenizer(folder: Path, captions: list[str]) -> CLIPTokenizer:
     """A byte-pair tokenizer in CLIP's format: whole words of the captions, pieces or bytes for all other text."""
     bpe = Tokenizer(models.BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>"))
     bpe.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
-        vocab_size=1400, special_tokens=["<|startoftext|>", "<|endoftext|>"], initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
+        vocab_size=1400,
+        special_tokens=["<|startoftext|>", "<|endoftext|>"],
+        initial_alphabet=alphabet,
+        end_of_word_suffix="</w>",
+        show_progress=False,
     )
     bpe.train_from_iterator(captions, trainer)
     trained = json.loads(bpe.to_str())["model"]
@@ -276,7 +289,13 @@ def new_unet(query_key_gain: float = 1.0) -> UNet2DConditionModel:
 def schedule() -> DDIMScheduler:
     """SD's noise schedule, with v-prediction."""
     return DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="v_prediction", clip_sample=False, set_alpha_to_one=False, steps_offset=1
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
     )
 
 
@@ -302,7 +321,7 @@ class Ema:
 
 @dataclass(frozen=True)
 class Latents:
-    """Training latents [count, 2 (mirrored), 4, h, w] at 256 and 512 px with token ids int64 [count, 77] of their captions."""
+    """Training latents [count, 2 (mirrored), 4, h, w] at 256 and 512 px; token ids [count, 77] of the captions."""
 
     small: np.ndarray
     large: np.ndarray
@@ -311,7 +330,7 @@ class Latents:
 
 
 def _batch(data: Latents, recipe: Recipe, step: int, empty: np.ndarray):
-    """Latents [B, 4, n, n] and token ids [B, 77] of one step. A crop gets the empty caption: it may lack what is named."""
+    """Latents [B, 4, n, n] and token ids [B, 77] of one step. Crops get no caption: they may lack what it names."""
     rng = _generator(recipe.seed, 2, step)
     fine = step % recipe.fine_every == 0
     x, ids = [], []
@@ -372,7 +391,14 @@ def train_unet(work: Path, recipe: Recipe, device: torch.device, data: Latents, 
             with (work / "unet-curve.csv").open("a", newline="") as f:
                 csv.writer(f).writerow([step + 1, *(f"{m:.5f}" for m in means)])
         if (step + 1) % 250 == 0 or step + 1 == steps:
-            _save(checkpoint, unet=unet.state_dict(), text=text.state_dict(), optimiser=optimiser.state_dict(), ema=ema.shadow, step=step + 1)
+            _save(
+                checkpoint,
+                unet=unet.state_dict(),
+                text=text.state_dict(),
+                optimiser=optimiser.state_dict(),
+                ema=ema.shadow,
+                step=step + 1,
+            )
     ema.copy_to([unet, text])
     return unet.eval(), text.eval()
 
@@ -380,10 +406,10 @@ def train_unet(work: Path, recipe: Recipe, device: torch.device, data: Latents, 
 # --- the folder -------------------------------------------------------------------------------------------------------
 
 
-def export(folder: Path, autoencoder: AutoencoderKL, unet: UNet2DConditionModel, text: CLIPTextModel, tokenizer: CLIPTokenizer) -> None:
+def export(
+    folder: Path, autoencoder: AutoencoderKL, unet: UNet2DConditionModel, text: CLIPTextModel, tokenizer: CLIPTokenizer
+) -> None:
     """Writes a folder that diffusers' own classes load: half-precision safetensors, configs, tokenizer, scheduler."""
-    import copy
-
     for name, model in {"vae": autoencoder, "unet": unet, "text_encoder": text}.items():
         copy.deepcopy(model).to("cpu", torch.float16).save_pretrained(folder / name, safe_serialization=True)
     tokenizer.save_pretrained(folder / "tokenizer")
@@ -406,8 +432,12 @@ def export(folder: Path, autoencoder: AutoencoderKL, unet: UNet2DConditionModel,
 
 def main(
     out: Annotated[Path, typer.Option(help="Folder the model is written to.")] = Path(__file__).parent / "weights",
-    work: Annotated[Path, typer.Option(help="Folder for caches and checkpoints; an interrupted training continues from it.")] = Path("results/mini"),
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cuda" if torch.cuda.is_available() else "cpu",
+    work: Annotated[
+        Path, typer.Option(help="Folder for caches and checkpoints; an interrupted training continues from it.")
+    ] = Path("results/mini"),
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cuda"
+    if torch.cuda.is_available()
+    else "cpu",
 ) -> None:
     """Trains the embedded model (about two hours on two CPU cores, minutes on a GPU)."""
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -417,8 +447,13 @@ def main(
     large, large_captions = pictures(work, recipe.scenes_512, 512, recipe.scenes_256)
     autoencoder = train_autoencoder(work, recipe, place, [small, large])
     tokenizer = train_tokenizer(work / "tokenizer", small_captions + large_captions)
-    ids = [np.array(tokenizer(c, padding="max_length", max_length=77, truncation=True).input_ids) for c in (small_captions, large_captions)]
-    data = Latents(latents(work, "256", autoencoder, small, place), latents(work, "512", autoencoder, large, place), *ids)
+    ids = [
+        np.array(tokenizer(c, padding="max_length", max_length=77, truncation=True).input_ids)
+        for c in (small_captions, large_captions)
+    ]
+    data = Latents(
+        latents(work, "256", autoencoder, small, place), latents(work, "512", autoencoder, large, place), *ids
+    )
     unet, text = train_unet(work, recipe, place, data, tokenizer)
     export(out, autoencoder, unet, text, tokenizer)
 

@@ -1,0 +1,162 @@
+"""Capturing attention: against a slow computation by diffusers' own textbook processor, and the reference's UNet."""
+
+import copy
+from collections import defaultdict
+
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+
+from diffseg.attention import _add_head_mean, attention_maps, capture
+from diffseg.segmentation import aggregate, merge, to_labels
+from tests.models import UNETS, unet
+from tests.test_segmentation import GOLDEN
+
+
+class Textbook(AttnProcessor):
+    """Diffusers' plain processor, keeping every head's probabilities."""
+
+    def __init__(self, store: dict, kind: str):
+        self.store, self.kind = store, kind
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, **kwargs):
+        keys = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        query, key = (attn.head_to_batch_dim(x) for x in (attn.to_q(hidden_states), attn.to_k(keys)))
+        scores = attn.get_attention_scores(query, key).unflatten(0, (len(hidden_states), attn.heads))
+        self.store[self.kind, scores.shape[2]].append(scores.mean(1))
+        return super().__call__(attn, hidden_states, encoder_hidden_states, **kwargs)
+
+
+def double(added: dict | None) -> dict | None:
+    return None if added is None else {k: v.double() for k, v in added.items()}
+
+
+def textbook(model, latents, timestep, context, added) -> dict:
+    """{(kind, positions): mean over layers [B, positions, keys]} in float64."""
+    model, store = copy.deepcopy(model).double(), defaultdict(list)
+    model.set_attn_processor({n: Textbook(store, n.split(".")[-2]) for n in model.attn_processors})
+    with torch.no_grad():
+        model(latents.double(), timestep, context.double(), added_cond_kwargs=double(added))
+    return {key: torch.stack(layers).mean(0) for key, layers in store.items()}
+
+
+def inputs_for(name: str, size: tuple[int, int], batch: int = 2):
+    g = torch.Generator().manual_seed(5)
+    context = torch.randn(batch, 77, UNETS[name]["cross_attention_dim"], generator=g)
+    added = None
+    if "addition_embed_type" in UNETS[name]:
+        added = {
+            "text_embeds": torch.randn(batch, 32, generator=g),
+            "time_ids": torch.tensor([[64.0, 64, 0, 0, 64, 64]] * batch),
+        }
+    return torch.randn(batch, 4, *size, generator=g), context, added
+
+
+@pytest.mark.parametrize("size", [(16, 16), (16, 24), (13, 18)], ids=str)
+@pytest.mark.parametrize("name", UNETS)
+def test_equals_the_textbook(name, size):
+    """In float64 on both sides: float32 rounding grows through SDXL's many layers and would hide mistakes."""
+    latents, context, added = inputs_for(name, size)
+    model = copy.deepcopy(unet(name)).double()
+    found = capture(model, latents.double(), 300, context.double(), double(added), cross=True)
+    expected = textbook(unet(name), latents, 300, context, added)
+    for kind, maps in {"attn1": found.self_attention, "attn2": found.cross_attention}.items():
+        assert {h * w for h, w in maps} == {n for k, n in expected if k == kind}
+        for (h, w), m in maps.items():
+            torch.testing.assert_close(m, expected[kind, h * w], rtol=1e-9, atol=1e-13)
+            torch.testing.assert_close(m.sum(-1), torch.ones(m.shape[:2]).double())
+    uniform = 1 / max(h * w for h, w in found.self_attention)
+    assert max(m.max() for m in found.self_attention.values()) > 5 * uniform, "flat attention would prove nothing"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-6), (torch.float16, 1e-6)], ids=str
+)
+def test_a_layer_is_computed_in_float32_whatever_the_weights(dtype, tolerance):
+    """Queries and keys come in the UNet's precision; from there on nothing is lost."""
+    layer = next(m for n, m in unet("sd1").named_modules() if n.endswith("attn1"))
+    layer = copy.deepcopy(layer).to(dtype)
+    hidden = torch.randn(2, 48, 16, generator=torch.Generator().manual_seed(3)).to(dtype)
+    sums: dict = {}
+    with torch.no_grad():
+        _add_head_mean(sums, (6, 8), layer, hidden, hidden)
+        q, k = (f(hidden).double().unflatten(2, (layer.heads, -1)).transpose(1, 2) for f in (layer.to_q, layer.to_k))
+    truth = torch.softmax(q @ k.transpose(2, 3) * layer.scale, -1).mean(1)
+    assert sums[6, 8].dtype == torch.float32
+    assert ((sums[6, 8] - truth).norm() / truth.norm()).item() < tolerance
+
+
+@pytest.mark.parametrize(("name", "levels"), [("sd1", 4), ("sd2", 4), ("sdxl", 2), ("ssd1b", 2)])
+def test_resolutions_are_those_the_unet_has(name, levels):
+    latents, context, added = inputs_for(name, (16, 24), 1)
+    maps = capture(unet(name), latents, 300, context, added).self_attention
+    finest = (16, 24) if levels == 4 else (8, 12)
+    assert sorted(maps, reverse=True) == [(finest[0] >> i, finest[1] >> i) for i in range(levels)]
+
+
+def test_the_unet_is_left_as_it_was():
+    model = copy.deepcopy(unet("sd1"))
+    latents, context, _ = inputs_for("sd1", (8, 8), 1)
+    own = Textbook(defaultdict(list), "mine")
+    model.set_attn_processor(own)
+    with torch.no_grad():
+        before = model(latents, 300, context).sample
+    attention_maps(model, latents, 300, context)
+    with pytest.raises(RuntimeError):
+        attention_maps(model, latents, 300, context[..., :5])  # fails inside the pass
+    assert all(p is own for p in model.attn_processors.values())
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
+    with torch.no_grad():
+        torch.testing.assert_close(model(latents, 300, context).sample, before, rtol=0, atol=0)
+
+
+def test_the_slices_do_not_matter(monkeypatch):
+    latents, context, _ = inputs_for("sd1", (8, 8), 1)
+    whole = attention_maps(unet("sd1"), latents, 300, context)
+    monkeypatch.setattr("diffseg.attention._SLICE_BYTES", 1)
+    for size, m in attention_maps(unet("sd1"), latents, 300, context).items():
+        torch.testing.assert_close(m, whole[size], rtol=1e-5, atol=1e-8)
+
+
+def test_each_image_of_a_batch_is_alone():
+    latents, context, _ = inputs_for("sd1", (8, 8), 3)
+    together = attention_maps(unet("sd1"), latents, 300, context)
+    alone = attention_maps(unet("sd1"), latents[1:2], 300, context[1:2])
+    for size, m in alone.items():
+        torch.testing.assert_close(together[size][1:2], m, rtol=1e-4, atol=1e-7)
+
+
+def test_a_unet_without_transformer_blocks_is_refused():
+    plain = UNet2DConditionModel(
+        sample_size=8, block_out_channels=(8, 8), norm_num_groups=4, cross_attention_dim=8,
+        down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2, mid_block_type=None,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="no self-attention"):
+        attention_maps(plain, torch.zeros(1, 4, 8, 8), 300, torch.zeros(1, 77, 8))
+
+
+@pytest.mark.slow
+def test_golden_unet():
+    """860 M random parameters: the same attention, and the same labels, as the reference's own UNet."""
+    golden = np.load(GOLDEN / "unet" / "sd14-random.npz")
+    torch.manual_seed(0)
+    model = UNet2DConditionModel(
+        sample_size=64, in_channels=4, out_channels=4, layers_per_block=2, cross_attention_dim=768,
+        attention_head_dim=8, down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        block_out_channels=(320, 640, 1280, 1280),
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        for name, module in model.named_modules():
+            if name.endswith("attn1"):
+                module.to_q.weight.mul_(4)
+                module.to_k.weight.mul_(4)
+    maps = attention_maps(model, torch.from_numpy(golden["latents"]), 300, torch.from_numpy(golden["context"]))
+    assert sorted(maps) == [(8, 8), (16, 16), (32, 32), (64, 64)]
+    attention = aggregate(maps)[0]
+    rows, expected = attention.view(4096, 4096)[::64], torch.from_numpy(golden["aggregated_rows"])
+    assert ((rows - expected).norm() / expected.norm()).item() < 5e-4
+    labels = to_labels(merge(attention, 16, [0.6] * 3), (512, 512)).numpy()
+    assert (labels == golden["labels"]).mean() >= 0.999
