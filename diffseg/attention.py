@@ -288,7 +288,7 @@ def _load(name: str, source: str, revision: str | None, dtype: torch.dtype) -> D
                 ) from error
             raise OSError(
                 f"cannot load {name!r} from the Hugging Face hub ({reason}): check the id, the network and, for "
-                f"a gated model, the access token (HF_TOKEN), or give a folder or an embedded model ({', '.join(EMBEDDED)})"
+                f"a gated model, the access token (HF_TOKEN), or give a folder or an embedded model: {', '.join(EMBEDDED)}"
             ) from error
 
 

@@ -200,3 +200,7 @@ def _replace(path: Path, write: Callable[[Any], Any]) -> None:
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise OSError(f"cannot write {path} ({error.strerror or error}); what is finished is kept") from None
+
+
+if __name__ == "__main__":
+    app()

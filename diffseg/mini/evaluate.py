@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -21,17 +21,9 @@ from diffseg.attention import DiffusionModel
 from diffseg.datasets.coco_stuff import CLASSES, CocoStuff27
 from diffseg.datasets.scenes import TEST_SEED, TUNE_SEED, Scenes
 from diffseg.eval.metrics import Counts, histogram, match, summarise
+from diffseg.eval.run import Dataset, Segmenter, diffseg, score
 from diffseg.segmentation import aggregate, merge, to_labels
-from diffseg.segmenter import DiffSeg, Settings
-
-Dataset = Scenes | CocoStuff27
-Segmenter = Callable[[torch.Tensor, np.ndarray], np.ndarray]  # pixels [3, H, W], truth [H, W] -> labels [H, W]
-
-
-def diffseg(seg: DiffSeg, settings: Settings) -> Segmenter:
-    """DiffSeg, which never looks at the truth."""
-    return lambda pixels, truth: seg.segment_pixels(pixels[None], settings, truth.shape)[0]
-
+from diffseg.segmenter import DiffSeg
 
 def colour_kmeans(pixels: torch.Tensor, truth: np.ndarray) -> np.ndarray:
     """The control: k-means on the pixels' colours, told the true number of classes."""
@@ -39,17 +31,6 @@ def colour_kmeans(pixels: torch.Tensor, truth: np.ndarray) -> np.ndarray:
     k = max(len(np.unique(truth[truth >= 0])), 1)
     fitted = KMeans(k, n_init=3, random_state=0).fit(colours[4::8, 4::8].reshape(-1, 3))
     return fitted.predict(colours.reshape(-1, 3)).reshape(truth.shape)
-
-
-def score(dataset: Dataset, segment: Segmenter, name: str) -> dict:
-    """Accuracy, mIoU and the mean number of segments of a segmenter on a data set, by the paper's protocol."""
-    counts, segments = [], 0
-    for key in tqdm(dataset.keys, name, leave=False):
-        truth = dataset.label(key)
-        labels = segment(dataset.image(key), truth)
-        counts.append(match(histogram(truth, labels, len(CLASSES))))
-        segments += len(np.unique(labels))
-    return summarise(counts) | {"segments": segments / len(dataset)}
 
 
 def tune(model: DiffusionModel, timesteps: Iterable[int], thresholds: Iterable[float], count: int = 40) -> list[dict]:
@@ -103,7 +84,7 @@ def main(
     if coco:
         sets["real photos"] = CocoStuff27(coco)
     for name, dataset in sets.items():
-        methods = {"DiffSeg": diffseg(seg, seg.settings())}
+        methods: dict[str, Segmenter] = {"DiffSeg": diffseg(seg, seg.settings())}
         if controls:
             methods["k-means on colour, true k"] = colour_kmeans
         for method, segment in methods.items():

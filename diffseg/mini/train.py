@@ -17,6 +17,7 @@ from __future__ import annotations
 import copy
 import csv
 import json
+import math
 import os
 import warnings
 from concurrent.futures import ProcessPoolExecutor
@@ -45,7 +46,7 @@ class Recipe:
     scenes_512: int = 1500
     steps_autoencoder: int = 1600
     batch_autoencoder: int = 16
-    steps_unet: int = 3600
+    steps_unet: int = 3000
     batch_unet: int = 16
     fine_every: int = 5
     batch_fine: int = 4
@@ -107,7 +108,7 @@ def _save(path: Path, **state) -> None:
 
 def _cosine(step: int, steps: int, warmup: int = 100) -> float:
     """Learning-rate factor: linear warm-up, then cosine down to 3 %."""
-    return min(1.0, (step + 1) / warmup) * (0.03 + 0.97 * 0.5 * (1 + np.cos(np.pi * min(step / steps, 1.0))))
+    return min(1.0, (step + 1) / warmup) * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0))))
 
 
 def _autocast(device: torch.device):
@@ -197,17 +198,17 @@ def train_autoencoder(work: Path, recipe: Recipe, device: torch.device, sources:
 
 @torch.no_grad()
 def latents(work: Path, name: str, autoencoder: AutoencoderKL, images: np.ndarray, device: torch.device) -> np.ndarray:
-    """Scaled latents of images and of their mirror images, float16 [count, 2, 4, h, w] (memory-mapped); cached."""
+    """Scaled latents of images, float16 [count, 4, h, w] (memory-mapped); cached in work."""
     path = work / f"latents-{name}-{len(images)}.npy"
     if not path.exists():
         side = images.shape[1] // 8
         partial = path.with_suffix(".partial.npy")
-        out = np.lib.format.open_memmap(partial, "w+", np.float16, (len(images), 2, 4, side, side))
+        out = np.lib.format.open_memmap(partial, "w+", np.float16, (len(images), 4, side, side))
         for i in tqdm(range(0, len(images), 16), f"latents {name}", mininterval=5):
             x = _tensor(images[i : i + 16], device)
-            for flip, view in enumerate((x, x.flip(3))):
-                z = autoencoder.encode(view).latent_dist.mean * autoencoder.config.scaling_factor
-                out[i : i + 16, flip] = z.cpu().numpy()
+            with _autocast(device):
+                mean = autoencoder.encode(x).latent_dist.mean
+            out[i : i + 16] = (mean.float() * autoencoder.config.scaling_factor).cpu().numpy()
         out.flush()
         partial.rename(path)
     return np.load(path, mmap_mode="r")
@@ -321,7 +322,7 @@ class Ema:
 
 @dataclass(frozen=True)
 class Latents:
-    """Training latents [count, 2 (mirrored), 4, h, w] at 256 and 512 px; token ids [count, 77] of the captions."""
+    """Training latents [count, 4, h, w] at 256 and 512 px; token ids [count, 77] of the captions."""
 
     small: np.ndarray
     large: np.ndarray
@@ -335,17 +336,16 @@ def _batch(data: Latents, recipe: Recipe, step: int, empty: np.ndarray):
     fine = step % recipe.fine_every == 0
     x, ids = [], []
     for _ in range(recipe.batch_fine if fine else recipe.batch_unet):
-        flip = rng.integers(2)
         if fine or rng.random() < 0.4:
             i = rng.integers(len(data.large))
-            z = data.large[i, flip]
+            z = data.large[i]
             text = data.large_ids[i]
             if not fine:
                 top, left = rng.integers(0, z.shape[1] - 32 + 1, 2)
                 z, text = z[:, top : top + 32, left : left + 32], empty
         else:
             i = rng.integers(len(data.small))
-            z, text = data.small[i, flip], data.small_ids[i]
+            z, text = data.small[i], data.small_ids[i]
         x.append(z)
         ids.append(empty if rng.random() < recipe.caption_dropout else text)
     return rng, torch.from_numpy(np.stack(x).astype(np.float32)), torch.from_numpy(np.stack(ids))

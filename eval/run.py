@@ -1,0 +1,81 @@
+"""Scores segmenters on data sets: `make eval`, the embedded model on generated scenes it has never seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, Protocol
+
+import numpy as np
+import torch
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from diffseg.eval.metrics import histogram, match, summarise
+from diffseg.segmenter import DiffSeg, Settings
+
+Segmenter = Callable[[torch.Tensor, np.ndarray], np.ndarray]  # pixels [3, H, W], truth [H, W] -> labels [H, W]
+
+
+class Dataset(Protocol):
+    """Images with labels. keys: in evaluation order; classes: names; labels are their indices, -1 = ignored."""
+
+    keys: list[str]
+    classes: tuple[str, ...]
+
+    def image(self, key: str) -> torch.Tensor:
+        """float32 [3, 512, 512] in [-1, 1]."""
+
+    def label(self, key: str) -> np.ndarray:
+        """int16 [512, 512]."""
+
+
+def diffseg(seg: DiffSeg, settings: Settings) -> Segmenter:
+    """DiffSeg, which never looks at the truth but for its size."""
+    return lambda pixels, truth: seg.segment_pixels(pixels[None], settings, (truth.shape[0], truth.shape[1]))[0]
+
+
+def score(dataset: Dataset, segment: Segmenter, name: str) -> dict[str, Any]:
+    """Accuracy, mIoU, IoU per class and the mean number of segments on a data set, by the paper's protocol."""
+    counts, segments = [], 0
+    for key in track(dataset.keys, name, console=Console(stderr=True), transient=True):
+        truth = dataset.label(key)
+        labels = segment(dataset.image(key), truth)
+        counts.append(match(histogram(truth, labels, len(dataset.classes))))
+        segments += len(np.unique(labels))
+    return summarise(counts) | {"segments": segments / len(counts)}
+
+
+def table(dataset: Dataset, result: dict[str, Any], title: str) -> Table:
+    """The result of `score` for the terminal, in percent; classes that do not occur are left out."""
+    shown = Table(title=title, show_footer=True)
+    shown.add_column("class", "mIoU\npixel accuracy\nsegments per image")
+    shown.add_column(
+        "IoU %",
+        f"{100 * result['miou']:.1f}\n{100 * result['accuracy']:.1f}\n{result['segments']:.1f}",
+        justify="right",
+    )
+    for name, iou in zip(dataset.classes, result["iou"], strict=True):
+        if not np.isnan(iou):
+            shown.add_row(name, f"{100 * iou:.1f}")
+    return shown
+
+
+def main(
+    model: Annotated[str, typer.Option(help="Embedded model, hub id or folder.")] = "mini",
+    scenes: Annotated[int, typer.Option(min=1, help="Number of held-out scenes.")] = 32,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
+) -> None:
+    """Segments held-out generated scenes, matches per image, prints accuracy, mIoU and IoU per class."""
+    from diffseg.datasets.scenes import Scenes
+
+    seg, dataset = DiffSeg.from_pretrained(model, device=device), Scenes(scenes)
+    settings = seg.settings()
+    result = score(dataset, diffseg(seg, settings), "segmenting scenes")
+    title = f"{model} on {scenes} generated scenes\nt = {settings.timestep}, threshold = {settings.threshold[0]:g}"
+    Console().print(table(dataset, result, title))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,140 @@
+"""The command as a user runs it: real processes for what matters most, the same code in-process for the rest."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+from typer.testing import CliRunner
+
+from diffseg.cli import app, name_outputs
+from diffseg.datasets.scenes import scene
+
+SMALL = ["--size", "128", "--anchors", "8", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    for i in range(2):
+        Image.fromarray(scene(4, i, 160).image[:120]).save(folder / f"scene{i}.png")
+    return folder
+
+
+def run(*args: object):
+    return CliRunner().invoke(app, ["segment", *map(str, args)])
+
+
+def test_a_folder_in_a_real_process(photos, tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "diffseg.cli", "segment", str(photos), "--out", str(out), *SMALL]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.startswith("2 photos, ")
+    assert sorted(p.name for p in out.iterdir()) == sorted(
+        f"scene{i}{suffix}" for i in range(2) for suffix in (".labels.png", ".overlay.png", ".json")
+    )
+    labels = np.asarray(Image.open(out / "scene0.labels.png"))
+    assert labels.shape == (120, 160)
+    assert Image.open(out / "scene0.overlay.png").size == (160, 120)
+    record = json.loads((out / "scene0.json").read_text())
+    assert record["settings"]["anchors"] == 8
+    assert record["model"] == "mini"
+    assert sum(s["area"] for s in record["segments"]) == labels.size
+    for segment in record["segments"]:
+        np.testing.assert_array_equal(coco_mask.decode(segment["segmentation"]) > 0, labels == segment["id"])
+    again = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert again.returncode == 0
+    np.testing.assert_array_equal(np.asarray(Image.open(out / "scene0.labels.png")), labels)
+
+
+def test_broken_files_are_named_and_the_rest_is_done(photos, tmp_path):
+    cut = tmp_path / "cut.png"
+    cut.write_bytes((photos / "scene0.png").read_bytes()[:2000])
+    ran = run(cut, photos / "scene1.png", tmp_path / "none.jpg", "--out", tmp_path / "out", *SMALL)
+    assert ran.exit_code == 1
+    assert ran.stdout.startswith("1 photo, ")
+    assert "2 could not be segmented" in ran.stderr
+    assert str(cut) in ran.stderr
+    assert "none.jpg" in ran.stderr
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "scene1.json", "scene1.labels.png", "scene1.overlay.png"
+    ]  # fmt: skip
+
+
+def test_settings_reach_the_result(photos, tmp_path):
+    options = ["--threshold", "0.5,0.6", "--weights", "4,3,2,1", "--timestep", "100", "--refine"]
+    ran = run(photos / "scene0.png", "--out", tmp_path, *options, *SMALL)
+    assert ran.exit_code == 0, ran.output
+    assert json.loads((tmp_path / "scene0.json").read_text())["settings"] == {
+        "threshold": [0.5, 0.6], "anchors": 8, "weights": [4, 3, 2, 1], "timestep": 100, "refine": True, "size": 128
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--threshold", "0"], "threshold must be above 0"),
+        (["--threshold", "a"], "numbers separated by commas"),
+        (["--threshold", "1,1", "--iterations", "3"], "2 thresholds given for 3 iterations"),
+        (["--anchors", "17"], "anchors must be 1 to"),
+        (["--weights", "1,2"], "2 given, but there are 4 resolutions"),
+        (["--weights", "0,0,0,0"], "sum above 0"),
+        (["--model", "nothing"], "embedded model (mini)"),
+        (["--device", "cuda:7"], "is not there"),
+        (["--timestep", "-1"], "0 to 999"),
+    ],
+)
+def test_bad_options_are_one_sentence_and_write_nothing(photos, tmp_path, options, words):
+    ran = run(photos / "scene0.png", "--out", tmp_path / "out", *SMALL, *options)
+    assert ran.exit_code == 2
+    assert words in ran.stderr
+    assert len(ran.stderr.strip().splitlines()) == 1
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_empty_folder(tmp_path):
+    ran = run(tmp_path)
+    assert ran.exit_code == 2
+    assert f"the folder {tmp_path} has no photos" in ran.stderr
+
+
+def test_unwritable_output(photos, tmp_path):
+    """A file where the folder should be; as root, permissions would stop nobody."""
+    (tmp_path / "out").write_text("")
+    ran = run(photos, "--out", tmp_path / "out")
+    assert ran.exit_code == 2
+    assert f"cannot write to the output folder {tmp_path / 'out'}" in ran.stderr
+
+
+def test_a_full_disk_leaves_no_half_written_file(photos, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    ran = run(photos / "scene0.png", "--out", tmp_path, *SMALL)
+    assert ran.exit_code == 2
+    assert "No space left on device" in ran.stderr
+    assert os.listdir(tmp_path) == []  # noqa: PTH208
+
+
+def test_names_never_collide():
+    names = name_outputs([Path("a/x.jpg"), Path("a/x.png"), Path("b/x.png"), Path("a/y.jpg")])
+    assert {name: str(p) for name, p in names.items()} == {
+        "y": "a/y.jpg", "x.jpg": "a/x.jpg", "a_x.png": "a/x.png", "b_x.png": "b/x.png"
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="--out"):
+        name_outputs([Path("1/a/x.png"), Path("2/a/x.png")])
+
+
+def test_help_is_quick_and_names_the_options():
+    code = "import sys, diffseg.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    ran = CliRunner().invoke(app, ["segment", "--help"], env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"})
+    for option in ("--threshold", "--anchors", "--iterations", "--weights", "--timestep", "--refine", "--device"):
+        assert option in ran.stdout

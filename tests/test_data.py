@@ -1,0 +1,198 @@
+"""Pictures in, the benchmark's pre-processing, generated scenes, COCO-Stuff-27 on real photos where they are."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffseg.datasets.coco_stuff import CLASSES, COARSE, CocoStuff27
+from diffseg.datasets.scenes import TEST_SEED, Scenes, scene
+from diffseg.datasets.transforms import centre_crop, image_to_pixels, resize_label
+from diffseg.images import ImageError, label_image, load_image, overlay, palette
+
+GREY = np.arange(32 * 32, dtype=np.uint16).reshape(32, 32)
+PHOTOS = Path(__file__).parents[2] / "shared" / "data" / "coco"
+
+
+def saved(image: Image.Image, path: Path, **options) -> Path:
+    image.save(path, **options)
+    return path
+
+
+def test_greys_of_any_depth_become_8_bit_rgb(tmp_path):
+    eight = Image.fromarray((GREY >> 2).astype(np.uint8))
+    sixteen = Image.fromarray(GREY << 6)
+    for path in (saved(eight, tmp_path / "8.png"), saved(sixteen, tmp_path / "16.png")):
+        image = load_image(path)
+        assert image.shape == (32, 32, 3)
+        np.testing.assert_array_equal(image, np.repeat((GREY >> 2).astype(np.uint8)[..., None], 3, 2))
+    floats = load_image(saved(Image.fromarray(GREY.astype(np.float32)), tmp_path / "f.tiff"))
+    assert (floats.min(), floats.max()) == (0, 255)
+
+
+def test_transparency_is_laid_over_white(tmp_path):
+    clear = np.zeros((20, 20, 4), np.uint8)
+    clear[:, 10:] = (255, 0, 0, 255)
+    image = load_image(saved(Image.fromarray(clear), tmp_path / "a.png"))
+    assert image[0, 0].tolist() == [255, 255, 255]
+    assert image[0, 15].tolist() == [255, 0, 0]
+    index = Image.fromarray((clear[..., 3] > 0).astype(np.uint8)).convert("P")
+    index.putpalette([0, 0, 0, 255, 0, 0])
+    image = load_image(saved(index, tmp_path / "p.png", transparency=0))
+    assert image[0, 0].tolist() == [255, 255, 255]
+    assert image[0, 15].tolist() == [255, 0, 0]
+
+
+def test_exif_orientation_is_applied(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotate by 90 degrees to look at it
+    path = saved(Image.new("RGB", (40, 20)), tmp_path / "e.jpg", exif=exif)
+    assert load_image(path).shape == (40, 20, 3)
+
+
+def test_arrays_and_pil_images_are_taken():
+    array = np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8)
+    np.testing.assert_array_equal(load_image(array), array)
+    np.testing.assert_array_equal(load_image(Image.fromarray(array)), array)
+    with pytest.raises(ImageError, match="uint8"):
+        load_image(array / 255)
+
+
+def test_unusable_files_are_named(tmp_path):
+    whole = saved(Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)), tmp_path / "w.jpg")
+    cut = tmp_path / "cut.jpg"
+    cut.write_bytes(whole.read_bytes()[:900])
+    text = tmp_path / "text.jpg"
+    text.write_text("no picture")
+    small = saved(Image.new("RGB", (1, 1)), tmp_path / "small.png")
+    huge = saved(Image.new("1", (20000, 10000)), tmp_path / "huge.png")
+    bomb = saved(Image.new("1", (50000, 10000)), tmp_path / "bomb.png")
+    cases = {
+        cut: "damaged", text: "not an image", small: "too small", huge: "too large", bomb: "too large",
+        tmp_path / "none.jpg": "no such file", tmp_path: "",
+    }  # fmt: skip
+    for path, words in cases.items():
+        with pytest.raises(ImageError, match=words) as caught:
+            load_image(path)
+        assert str(path) in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_overlay_colours_segments_and_draws_their_border():
+    labels = np.zeros((40, 60), int)
+    labels[:, 30:] = 1
+    drawn = np.asarray(overlay(np.full((40, 60, 3), 100, np.uint8), labels))
+    assert drawn[20, 10].tolist() == ((100 + palette(2)[0].astype(int)) // 2).tolist()
+    assert drawn[20, 50].tolist() == ((100 + palette(2)[1].astype(int)) // 2).tolist()
+    assert (drawn[:, 30] == 255).all()
+    assert len(np.unique(palette(60), axis=0)) == 60
+
+
+@pytest.mark.parametrize("most", [3, 255, 256, 4000])
+def test_label_png_keeps_every_number(tmp_path, most):
+    labels = np.random.default_rng(0).integers(0, most + 1, (50, 70))
+    labels[0, 0] = most
+    path = saved(label_image(labels), tmp_path / "l.png")
+    np.testing.assert_array_equal(np.asarray(Image.open(path)), labels)
+
+
+# --- the benchmark's pre-processing -----------------------------------------------------------------------------------
+
+
+def test_centre_crop():
+    assert centre_crop(np.arange(5)[None, :].repeat(2, 0)).tolist() == [[1, 2], [1, 2]]
+    assert centre_crop(np.arange(6)[:, None].repeat(2, 1))[:, 0].tolist() == [2, 3]
+
+
+def test_resizing_by_hand():
+    """Doubling [0, 255] with half-pixel centres: 0, 1/4, 3/4, 1 of the way. Halving does not average."""
+    two = np.array([[0, 255], [0, 255]], np.uint8)[..., None].repeat(3, 2)
+    doubled = image_to_pixels(two, 4)
+    np.testing.assert_allclose(doubled[0, 0], [-1, -0.5, 0.5, 1], atol=1e-6)
+    columns = np.array([0, 255, 0, 0, 255, 255], np.uint8)[None, :, None].repeat(6, 0).repeat(3, 2)
+    third = image_to_pixels(columns, 2)  # samples at 1.0 and 4.0 (pixel centres): columns 1 and 4 alone
+    np.testing.assert_allclose(third[0, 0], [1, 1], atol=1e-6)
+
+
+def test_labels_are_resized_to_the_nearest_centre():
+    row = np.array([[0, 1, 2, 3, 4]] * 5)
+    # centres of 3 pixels on 5: 0.83, 2.5, 4.17 -> columns 0, 2, 4; "nearest" without half pixels would take 0, 1, 3
+    assert resize_label(row, 3)[0].tolist() == [0, 2, 4]
+    assert resize_label(np.array([[-1, 26], [255, 180]]), 2).tolist() == [[-1, 26], [255, 180]]
+
+
+def test_coarse_classes():
+    assert len(CLASSES) == 27
+    assert len(COARSE) == 182
+    assert set(COARSE) == set(range(27))
+    named = {0: "person", 16: "animal", 156: "sky", 123: "plant", 148: "ground", 170: "wall", 181: "solid"}
+    assert all(CLASSES[COARSE[v]].startswith(name) for v, name in named.items())
+
+
+@pytest.mark.skipif(not PHOTOS.is_dir(), reason="the thirty real photos are not part of the project")
+def test_real_photos_load():
+    data = CocoStuff27(PHOTOS)
+    assert len(data) == 30
+    key = data.keys[0]
+    assert data.image(key).shape == (3, 512, 512)
+    label = data.label(key)
+    assert label.shape == (512, 512)
+    assert -1 <= label.min()
+    assert label.max() < 27
+
+
+def test_a_folder_that_is_not_coco_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="stuffthingmaps"):
+        CocoStuff27(tmp_path)
+
+
+# --- scenes -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_scene_is_determined_by_seed_and_index():
+    a, b = scene(7, 3, 128), scene(7, 3, 128)
+    np.testing.assert_array_equal(a.image, b.image)
+    np.testing.assert_array_equal(a.label, b.label)
+    assert (a.caption, a.nouns) == (b.caption, b.nouns)
+    assert not np.array_equal(scene(7, 4, 128).image, a.image)
+    assert not np.array_equal(scene(8, 3, 128).image, a.image)
+
+
+def test_scenes_never_change():
+    """The labels behind published figures; another digest means another benchmark and new figures everywhere."""
+    digest = hashlib.sha256(b"".join(scene(TEST_SEED, i, 64).label.tobytes() for i in range(20))).hexdigest()
+    assert digest == "DIGEST"
+
+
+@pytest.mark.parametrize("index", range(12))
+def test_the_composition_is_the_same_at_every_size(index):
+    small, large = scene(11, index, 128), scene(11, index, 256)
+    agree = (large.label[1::2, 1::2] == small.label).mean()
+    assert agree > 0.93
+    difference = np.abs(large.image.reshape(128, 2, 128, 2, 3).mean((1, 3)) - small.image.astype(float)).mean()
+    assert difference < 20  # of 255: fine texture differs, colour and light do not
+
+
+def test_scenes_are_labelled_whole_and_captioned_truly():
+    seen = set()
+    for index in range(120):
+        made = scene(12, index, 64)
+        assert made.image.shape == (64, 64, 3)
+        assert made.label.min() >= 0
+        present = set(np.unique(made.label).tolist())
+        seen |= present
+        for noun, index_of_class in made.nouns:
+            assert noun in made.caption
+            assert index_of_class in present
+    assert seen == set(range(27)), "every class is drawn"
+
+
+def test_scenes_as_a_data_set():
+    data = Scenes(3, seed=9)
+    assert data.keys == ["000000", "000001", "000002"]
+    np.testing.assert_array_equal(data.label("000001"), scene(9, 1).label)
+    assert data.image("000001").shape == (3, 512, 512)
+    expected = scene(9, 1).image.transpose(2, 0, 1) / 127.5 - 1
+    np.testing.assert_allclose(data.image("000001"), expected, atol=1e-6)

@@ -1,0 +1,89 @@
+"""Scoring: the reference's golden cases, cases a person can work out, and invariants."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffseg.eval.metrics import histogram, match, summarise
+from tests.golden import inputs
+from tests.test_segmentation import GOLDEN
+
+MATCHING = json.loads((GOLDEN / "matching.json").read_text())
+
+
+@pytest.mark.parametrize("case", MATCHING, ids=lambda c: f"seed{c['seed']}")
+def test_golden(case):
+    label, prediction = inputs.label_maps(case["seed"], case["classes_drawn"], case["segments_drawn"], case["ignored"])
+    counts = match(histogram(label, prediction, 27))
+    for key in ("tp", "fp", "fn"):
+        assert getattr(counts, key).tolist() == case[key]
+    assert counts.pixels == case["pixels"]
+    summary = summarise(counts)
+    assert summary["accuracy"] == pytest.approx(case["accuracy"], abs=1e-12)
+    assert summary["miou"] == pytest.approx(case["miou"], abs=1e-12)
+
+
+def test_histogram_by_hand():
+    label = np.array([[0, 0, 1], [2, -1, -1]])
+    prediction = np.array([[0, 4, 1], [1, 1, 0]])
+    assert histogram(label, prediction, 3).tolist() == [[1, 0, 0, 0, 1], [0, 1, 0, 0, 0], [0, 1, 0, 0, 0]]
+
+
+def test_a_perfect_segmentation_in_other_numbers():
+    label = np.array([[0, 0, 1], [2, 2, 2]])
+    summary = summarise(match(histogram(label, np.array([7, 3, 0])[label], 27)))
+    assert (summary["accuracy"], summary["miou"]) == (1.0, 1.0)
+    assert np.isnan(summary["iou"][3:]).all()
+
+
+def test_surplus_segments_count_against_absent_classes():
+    """One class cut in three equal parts: one part matches (IoU 1/3), two fall to absent classes (IoU 0 each)."""
+    label, prediction = np.zeros((2, 9), int), np.repeat([[0, 1, 2]], 6, axis=1).reshape(2, 9)
+    summary = summarise(match(histogram(label, prediction, 2)))
+    assert summary["accuracy"] == pytest.approx(1 / 3)
+    assert summary["miou"] == pytest.approx((1 / 3 + 0) / 2)
+
+
+def test_segments_beyond_the_classes_only_cost_false_negatives():
+    counts = match(histogram(np.zeros((1, 10), int), np.arange(10)[None], 2))
+    assert counts.tp.sum() == 1
+    assert counts.fn.sum() == 9
+    assert counts.fp.sum() == 1  # the one other class takes one of the nine
+
+
+def test_nothing_labelled():
+    summary = summarise(match(histogram(np.full((4, 4), -1), np.zeros((4, 4), int), 27)))
+    assert np.isnan(summary["accuracy"])
+    assert np.isnan(summary["miou"])
+
+
+@pytest.mark.parametrize(
+    ("label", "prediction", "words"),
+    [
+        (np.zeros((2, 2), int), np.zeros((2, 3), int), "one size"),
+        (np.full((2, 2), 27), np.zeros((2, 2), int), "label 27"),
+        (np.zeros((2, 2), int), np.full((2, 2), -1), "segment -1"),
+    ],
+)
+def test_bad_maps_are_refused(label, prediction, words):
+    with pytest.raises(ValueError, match=words):
+        histogram(label, prediction, 27)
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 10**6), segments=st.integers(1, 40))
+def test_every_pixel_is_counted_once_and_numbering_does_not_matter(seed, segments):
+    rng = np.random.default_rng(seed)
+    label, prediction = rng.integers(-1, 27, (12, 12)), rng.integers(0, segments, (12, 12))
+    counts = match(histogram(label, prediction, 27))
+    assert (counts.tp + counts.fn).sum() == counts.pixels == (label >= 0).sum()
+    renamed = match(histogram(label, rng.permutation(segments)[prediction], 27))
+    assert renamed.tp.sum() == counts.tp.sum()
+
+
+def test_images_add_up_in_any_order():
+    counts = [match(np.random.default_rng(i).integers(0, 50, (27, 27))) for i in range(5)]
+    assert summarise(counts) == summarise(counts[::-1]) == summarise(iter(counts))

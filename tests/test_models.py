@@ -1,0 +1,148 @@
+"""Loading models and asking them for attention: every architecture, saved and loaded as users have them."""
+
+import json
+import shutil
+import socket
+
+import pytest
+import torch
+
+from diffseg import DiffSeg
+from diffseg.attention import EMBEDDED, DiffusionModel, resolve_device
+from tests.models import UNETS, save_pipeline
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return {name: save_pipeline(name, tmp_path_factory.mktemp(name)) for name in UNETS}
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """Nothing in these tests may reach out; what tries fails as on a machine without a network."""
+
+    def refuse(*args, **kwargs):
+        raise OSError("no network in tests")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.mark.parametrize(
+    ("name", "multiple", "levels"),
+    [
+        ("sd1", 64, [(16, 12), (8, 6), (4, 3), (2, 1)]),
+        ("sd2", 64, [(16, 12), (8, 6), (4, 3), (2, 1)]),
+        ("sdxl", 32, [(8, 6), (4, 3)]),
+        ("ssd1b", 32, [(8, 6), (4, 3)]),
+    ],
+)
+def test_every_architecture_from_a_folder(folders, name, multiple, levels):
+    model = DiffusionModel.from_pretrained(str(folders[name]), device="cpu")
+    assert model.multiple == multiple
+    assert model.pipeline.dtype == torch.float32
+    images = torch.rand(2, 3, 128, 96, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    latents = model.encode(images)
+    assert latents.shape == (2, 4, 16, 12)
+    torch.testing.assert_close(latents, model.encode(images), rtol=0, atol=0)  # the mean: nothing is sampled
+    found = model.attention(images, 300, ["a dog", "grass"], cross=True)
+    heights = [(h, max(w, 2) if (h, w) == (2, 1) else w) for h, w in levels]
+    assert sorted(found.self_attention, reverse=True) == sorted(heights, reverse=True)
+    for (h, w), m in found.cross_attention.items():
+        assert m.shape == (2, h * w, 77)
+        torch.testing.assert_close(m.sum(-1), torch.ones(2, h * w))
+    empty = model.attention(images, 300).self_attention
+    assert any(not torch.allclose(empty[s], found.self_attention[s]) for s in empty), "the prompt must matter"
+
+
+def test_scaling_factor_and_mean():
+    model = DiffusionModel.from_pretrained("mini", device="cpu")
+    images = torch.zeros(1, 3, 64, 64)
+    with torch.no_grad():
+        mean = model.pipeline.vae.encode(images).latent_dist.mean
+    torch.testing.assert_close(model.encode(images), mean * model.pipeline.vae.config.scaling_factor)
+
+
+def test_half_precision(folders):
+    images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    full = DiffusionModel.from_pretrained(str(folders["sd1"]), device="cpu").attention(images, 300)
+    half = DiffusionModel.from_pretrained(str(folders["sd1"]), device="cpu", dtype=torch.bfloat16).attention(images, 300)
+    for size, m in half.self_attention.items():
+        assert m.dtype == torch.float32
+        assert ((m - full.self_attention[size]).norm() / full.self_attention[size].norm()).item() < 0.1
+
+
+def test_the_text_of_sdxl_is_both_encoders_penultimate_layers(folders):
+    model = DiffusionModel.from_pretrained(str(folders["sdxl"]), device="cpu")
+    context, added = model.context(["a dog"], (64, 96))
+    assert context.shape == (1, 77, 64)
+    assert added is not None
+    assert added["text_embeds"].shape == (1, 32)
+    assert added["time_ids"].tolist() == [[64, 96, 0, 0, 64, 96]]
+
+
+def test_the_embedded_model_is_sds_topology():
+    model = DiffusionModel.from_pretrained("mini", device="cpu")
+    unet = model.pipeline.unet
+    names = [n for n, _ in unet.named_modules() if n.endswith("attn1")]
+    assert sum(n.startswith("down_blocks") for n in names) == 6
+    assert sum(n.startswith("mid_block") for n in names) == 1
+    assert sum(n.startswith("up_blocks") for n in names) == 9
+    assert set(model.defaults) == {"threshold", "timestep"}
+    maps = model.attention(torch.zeros(1, 3, 512, 512), 300).self_attention
+    assert sorted(maps) == [(8, 8), (16, 16), (32, 32), (64, 64)]
+    size = sum(p.stat().st_size for p in EMBEDDED["mini"].rglob("*.safetensors"))
+    assert size <= 16e6
+
+
+def test_unknown_names_list_what_there_is():
+    for name in ("minni", "a/b/c", "./nowhere"):
+        with pytest.raises(ValueError, match=r"embedded model \(mini\)"):
+            DiffSeg.from_pretrained(name)
+
+
+def test_the_hub_out_of_reach_is_one_sentence():
+    with pytest.raises(OSError, match="cannot load 'CompVis/no-such-model' from the Hugging Face hub") as caught:
+        DiffSeg.from_pretrained("CompVis/no-such-model", device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+def test_folders_that_are_no_models(folders, tmp_path):
+    with pytest.raises(ValueError, match="not a diffusers model"):
+        DiffSeg.from_pretrained(str(tmp_path))
+    pickled = save_pipeline("sd1", tmp_path / "pickled", safe_serialization=False)
+    with pytest.raises(ValueError, match=r"no \.safetensors weights"):
+        DiffSeg.from_pretrained(str(pickled))
+    broken = shutil.copytree(folders["sd1"], tmp_path / "broken")
+    weights = broken / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="cannot be loaded") as caught:
+        DiffSeg.from_pretrained(str(broken))
+    assert str(broken) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_text_encoder_with_pickled_weights_alone_is_refused(folders, tmp_path):
+    """Safetensors are demanded of every part, not only of the two that are checked by hand."""
+    mixed = shutil.copytree(folders["sd1"], tmp_path / "mixed")
+    model = DiffusionModel.from_pretrained(str(folders["sd1"]), device="cpu")
+    (mixed / "text_encoder" / "model.safetensors").unlink()
+    torch.save(model.pipeline.text_encoder.state_dict(), mixed / "text_encoder" / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        DiffSeg.from_pretrained(str(mixed))
+
+
+def test_recommended_settings_come_with_the_folder(folders, tmp_path):
+    assert DiffSeg.from_pretrained(str(folders["sd1"])).settings().threshold == (1.1,) * 3
+    own = shutil.copytree(folders["sd1"], tmp_path / "own")
+    (own / "diffseg.json").write_text(json.dumps({"threshold": 0.25, "timestep": 150}))
+    settings = DiffSeg.from_pretrained(str(own)).settings(iterations=2)
+    assert (settings.threshold, settings.timestep) == ((0.25, 0.25), 150)
+
+
+def test_devices():
+    assert resolve_device("cpu").type == "cpu"
+    assert resolve_device("auto").type in ("cpu", "cuda")
+    with pytest.raises(ValueError, match="not a device"):
+        resolve_device("gpu")
+    with pytest.raises(ValueError, match="is not there"):
+        resolve_device("cuda:99")
