@@ -11,7 +11,7 @@ from PIL import Image
 from diffseg.datasets.transforms import image_to_pixels, resize_label
 from diffseg.images import load_image
 
-CLASSES = (
+CLASSES: tuple[str, ...] = (
     "electronic-things",
     "appliance-things",
     "food-things",

@@ -93,13 +93,17 @@ def _tone(rng: np.random.Generator, hue: tuple, saturation: tuple, value: tuple)
     return np.array(colorsys.hsv_to_rgb(h % 1, s, v), np.float32)
 
 
+def _rgb(values: list[float]) -> np.ndarray:
+    return np.array(values, np.float32)
+
+
 def _any(rng: np.random.Generator) -> np.ndarray:
     return _tone(rng, (0, 1), (0.1, 0.9), (0.15, 0.95))
 
 
-def _mix(a: np.ndarray, b: np.ndarray, t: np.ndarray) -> np.ndarray:
+def _mix(a: np.ndarray, b: np.ndarray, t: np.ndarray | float) -> np.ndarray:
     """Between colours a and b ([3] or [h, w, 3]) by t [h, w], clipped to 0..1."""
-    return a + (b - a) * np.clip(t, 0, 1)[..., None]
+    return a + (b - a) * np.clip(np.asarray(t, np.float32), 0, 1)[..., None]
 
 
 def _shift(colour: np.ndarray, rng: np.random.Generator, amount: float) -> np.ndarray:
@@ -203,8 +207,8 @@ def _sky(rng):
         if kind < 3
         else _tone(rng, (-0.08, 0.12), (0.2, 0.7), (0.5, 0.9))
     )
-    low = _mix(top, np.float32([1, 0.97, 0.92]), np.float32(rng.uniform(0.2, 0.8)))
-    cloud, amount = np.float32([0.95, 0.95, 0.97]) * rng.uniform(0.75, 1), rng.uniform(-1.5, 0.6)
+    low = _mix(top, _rgb([1, 0.97, 0.92]), (rng.uniform(0.2, 0.8)))
+    cloud, amount = _rgb([0.95, 0.95, 0.97]) * rng.uniform(0.75, 1), rng.uniform(-1.5, 0.6)
 
     def texture(p: Patch) -> np.ndarray:
         base = _mix(top, low, (p.y + 1) / 2 + 0 * p.x)
@@ -215,7 +219,7 @@ def _sky(rng):
 
 def _water(rng):
     a = _tone(rng, (0.42, 0.64), (0.15, 0.75), (0.2, 0.7))
-    b = _mix(a, np.float32([1, 1, 1]), np.float32(rng.uniform(0.15, 0.6)))
+    b = _mix(a, _rgb([1, 1, 1]), (rng.uniform(0.15, 0.6)))
     cell, gain = rng.uniform(0.012, 0.03), rng.uniform(0.5, 1.1)
 
     def texture(p: Patch) -> np.ndarray:
@@ -459,7 +463,7 @@ def _person(rng):
 def _animal(rng):
     noun = str(rng.choice(["dog", "cat", "horse", "sheep", "cow", "bear", "zebra", "elephant"]))
     if noun == "zebra":
-        a, b = np.float32([0.92, 0.9, 0.86]), np.float32([0.08, 0.07, 0.07])
+        a, b = _rgb([0.92, 0.9, 0.86]), _rgb([0.08, 0.07, 0.07])
     elif noun == "sheep":
         a, b = _tone(rng, (0.05, 0.15), (0.05, 0.25), (0.7, 1)), _tone(rng, (0.05, 0.15), (0.05, 0.25), (0.5, 0.7))
     else:
@@ -488,7 +492,7 @@ def _animal(rng):
 def _vehicle(rng):
     noun = str(rng.choice(["car", "bus", "truck", "train", "boat", "airplane"]))
     body, glass = _any(rng), _tone(rng, (0.5, 0.65), (0.05, 0.4), (0.1, 0.6))
-    dark, band = np.float32([0.08, 0.08, 0.09]), _any(rng)
+    dark, band = _rgb([0.08, 0.08, 0.09]), _any(rng)
 
     def paint(p: Patch):
         u, v = p.warped
@@ -546,9 +550,8 @@ def _boxy(rng, noun, aspect, body, inner, inset, handle=False, legs=0.0):
 def _electronic(rng):
     frame = _tone(rng, (0, 1), (0, 0.1), (0.05, 0.5))
     screen = _tone(rng, (0.5, 0.7), (0.1, 0.9), (0.05, 0.8))
-    return _boxy(
-        rng, *[("television", 1.5), ("laptop", 1.3), ("cell phone", 0.55)][rng.integers(3)], frame, screen, 0.12
-    )
+    noun, aspect = [("television", 1.5), ("laptop", 1.3), ("cell phone", 0.55)][rng.integers(3)]
+    return _boxy(rng, noun, aspect, frame, screen, 0.12)
 
 
 def _appliance(rng):
@@ -700,7 +703,7 @@ def _outdoor(rng):
         "traffic light": _tone(rng, (0.1, 0.5), (0.1, 0.8), (0.1, 0.4)),
         "bench": _tone(rng, (0.02, 0.4), (0.3, 0.7), (0.15, 0.6)),
     }.get(noun, _tone(rng, (-0.06, 0.16), (0.6, 1), (0.5, 0.95)))
-    lamps = [np.float32(c) for c in ([0.95, 0.15, 0.1], [0.95, 0.75, 0.1], [0.1, 0.85, 0.4])]
+    lamps = [_rgb(c) for c in ([0.95, 0.15, 0.1], [0.95, 0.75, 0.1], [0.1, 0.85, 0.4])]
     pole = _tone(rng, (0, 1), (0, 0.1), (0.2, 0.7))
 
     def paint(p: Patch):
@@ -723,7 +726,7 @@ def _outdoor(rng):
                     a,
                 ),
             ]
-            parts += [(_box(u, v, -0.6, -0.58, 0.6, -0.42), np.float32([0.95, 0.95, 0.95]))]
+            parts += [(_box(u, v, -0.6, -0.58, 0.6, -0.42), _rgb([0.95, 0.95, 0.95]))]
         else:
             parts = [
                 (_box(u, v, -0.95, -0.8, 0.95, -0.1) & (((v * 5) % 1) < 0.75), a),
@@ -982,7 +985,12 @@ def _patchwork(c: _Canvas):
         c.thing(str(rng.choice(list(THINGS))), rng.uniform(0.2, 0.8), rng.uniform(0.6, 1.0), rng.uniform(0.25, 0.6))
 
 
-_LAYOUTS = ((_outdoors, 0.45), (_indoors, 0.25), (_tabletop, 0.15), (_patchwork, 0.15))
+_LAYOUTS: tuple[tuple[Callable[[_Canvas], None], float], ...] = (
+    (_outdoors, 0.45),
+    (_indoors, 0.25),
+    (_tabletop, 0.15),
+    (_patchwork, 0.15),
+)
 
 
 def _photograph(c: _Canvas) -> np.ndarray:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import logging
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
@@ -113,7 +115,7 @@ def capture(
     return AttentionMaps(sums["attn1"], sums["attn2"])
 
 
-def _add_head_mean(sums: Maps, size: tuple[int, int], attn: nn.Module, queries: Tensor, keys: Tensor) -> None:
+def _add_head_mean(sums: Maps, size: tuple[int, int], attn: Any, queries: Tensor, keys: Tensor) -> None:
     """Adds one layer's mean over heads of softmax(q k^T * scale), computed in at least float32, to sums[size].
 
     attn: a diffusers Attention. queries: [B, h*w, c]. keys: [B, T, d], what the keys are projected from.
@@ -147,7 +149,7 @@ class DiffusionModel:
     pipeline: DiffusionPipeline
     name: str
     defaults: dict[str, float] = field(default_factory=dict)
-    _contexts: dict[tuple[str, ...], tuple[Tensor, dict[str, Tensor] | None]] = field(default_factory=dict, repr=False)
+    _contexts: dict[tuple[str, ...], tuple[Tensor, Tensor | None]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def from_pretrained(
@@ -281,6 +283,7 @@ def _load(name: str, source: str, revision: str | None, dtype: torch.dtype) -> D
                 source, revision=revision, dtype=dtype, use_safetensors=True, low_cpu_mem_usage=True, **unused
             )
         except (OSError, ValueError, RuntimeError) as error:
+            embedded = ", ".join(EMBEDDED)
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             if Path(source).is_dir():
                 raise ValueError(
@@ -288,7 +291,7 @@ def _load(name: str, source: str, revision: str | None, dtype: torch.dtype) -> D
                 ) from error
             raise OSError(
                 f"cannot load {name!r} from the Hugging Face hub ({reason}): check the id, the network and, for "
-                f"a gated model, the access token (HF_TOKEN), or give a folder or an embedded model: {', '.join(EMBEDDED)}"
+                f"a gated model, the access token (HF_TOKEN), or give a folder or an embedded model ({embedded})"
             ) from error
 
 
@@ -304,7 +307,9 @@ def _quiet() -> Iterator[None]:
         library.set_verbosity(logging.CRITICAL)
         library.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
         for library, level in zip(libraries, levels, strict=True):
             library.set_verbosity(level)

@@ -125,8 +125,8 @@ def name_outputs(photos: list[Path]) -> dict[str, Path]:
         jobs.update({name(p): p for p in photos if count[name(p)] == 1})
         photos = [p for p in photos if count[name(p)] > 1]
     if photos:
-        name = names[-1](photos[0])
-        raise ValueError(f"{photos[0]} and {photos[1]} would both be written as {name}: run them with different --out")
+        both = names[-1](photos[0])
+        raise ValueError(f"{photos[0]} and {photos[1]} would both be written as {both}: run them with different --out")
     return dict(sorted(jobs.items()))
 
 

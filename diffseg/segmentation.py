@@ -119,7 +119,21 @@ def _log(p: Tensor) -> Tensor:
     return p.clamp_min(torch.finfo(p.dtype).tiny).log_()
 
 
-def merge(attention: Tensor, anchors: int, thresholds: Sequence[float]) -> Tensor:
+def anchor_distances(attention: Tensor, anchors: int) -> Tensor:
+    """Distances [M*M, h*w] in nats from the maps of the M x M anchors to all maps of attention [h, w, h, w].
+
+    They do not depend on the thresholds: computed once, they serve `merge` with many.
+    """
+    h, w = attention.shape[:2]
+    maps = attention.reshape(h * w, h * w)
+    grid = anchor_grid(anchors, (h, w)).to(attention.device)
+    chosen = grid[:, 0] * w + grid[:, 1]
+    distances = symmetric_kl(maps[chosen], maps)
+    distances[torch.arange(len(chosen), device=distances.device), chosen] = 0  # D(p, p) = 0, whatever the rounding
+    return distances
+
+
+def merge(attention: Tensor, anchors: int, thresholds: Sequence[float], distances: Tensor | None = None) -> Tensor:
     """Iterative attention merging (the paper's algorithm 1): from M x M anchors to K proposals.
 
     Iteration 1 replaces each anchor by the mean of all maps nearer than tau_1. Each later iteration walks the
@@ -130,6 +144,7 @@ def merge(attention: Tensor, anchors: int, thresholds: Sequence[float]) -> Tenso
         attention: [h, w, h, w] from `aggregate`, one image.
         anchors: M.
         thresholds: tau_1 ... tau_N in nats, each > 0; their number is N >= 1.
+        distances: `anchor_distances(attention, anchors)`, where they are at hand.
 
     Returns:
         Proposals [K, h, w], each sums to 1, K <= M * M.
@@ -140,12 +155,8 @@ def merge(attention: Tensor, anchors: int, thresholds: Sequence[float]) -> Tenso
     if not thresholds or not all(t > 0 for t in thresholds):
         raise ValueError(f"thresholds must be one or more numbers above 0, got {list(thresholds)}")
     h, w = attention.shape[:2]
-    grid = anchor_grid(anchors, (h, w)).to(attention.device)
-    chosen = grid[:, 0] * w + grid[:, 1]
-    maps = attention.reshape(h * w, h * w)
-    near = symmetric_kl(maps[chosen], maps) < thresholds[0]
-    near[torch.arange(len(chosen), device=near.device), chosen] = True  # D(p, p) = 0, whatever the rounding
-    proposals = _means(near, maps)
+    distances = anchor_distances(attention, anchors) if distances is None else distances
+    proposals = _means(distances < thresholds[0], attention.reshape(h * w, h * w))
     for threshold in thresholds[1:]:
         near = symmetric_kl(proposals, proposals) < threshold
         near.fill_diagonal_(True)

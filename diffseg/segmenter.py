@@ -256,7 +256,8 @@ class _Clock:
     """Seconds per stage, waiting for the device at each end."""
 
     def __init__(self, device: torch.device):
-        self.device, self.seconds = device, {}
+        self.device = device
+        self.seconds: dict[str, float] = {}
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:

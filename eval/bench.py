@@ -91,9 +91,13 @@ def main(
         shown.add_row(stage, f"{statistics.median(run[stage] for run in runs):.3f}")
     shown.add_row("in all", f"{statistics.median(sum(run.values()) for run in runs):.3f}")
     console = Console()
-    console.print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {place}, torch {torch.__version__}")
+    console.print(
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {place}, torch {torch.__version__}"
+    )
     console.print(shown)
-    console.print(f"peak memory of the process: {peak / 2**20:.2f} GiB ({loaded / 2**20:.2f} GiB with the model loaded)")
+    console.print(
+        f"peak memory of the process: {peak / 2**20:.2f} GiB ({loaded / 2**20:.2f} GiB with the model loaded)"
+    )
     if place.type == "cuda":
         console.print(f"peak memory of the device: {torch.cuda.max_memory_allocated(place) / 2**30:.2f} GiB")
     if compare:

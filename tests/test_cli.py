@@ -95,7 +95,7 @@ def test_bad_options_are_one_sentence_and_write_nothing(photos, tmp_path, option
     assert ran.exit_code == 2
     assert words in ran.stderr
     assert len(ran.stderr.strip().splitlines()) == 1
-    assert not list((tmp_path / "out").iterdir())
+    assert not list((tmp_path / "out").glob("*"))
 
 
 def test_empty_folder(tmp_path):

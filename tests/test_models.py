@@ -65,7 +65,9 @@ def test_scaling_factor_and_mean():
 def test_half_precision(folders):
     images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     full = DiffusionModel.from_pretrained(str(folders["sd1"]), device="cpu").attention(images, 300)
-    half = DiffusionModel.from_pretrained(str(folders["sd1"]), device="cpu", dtype=torch.bfloat16).attention(images, 300)
+    half = DiffusionModel.from_pretrained(str(folders["sd1"]), device="cpu", dtype=torch.bfloat16).attention(
+        images, 300
+    )
     for size, m in half.self_attention.items():
         assert m.dtype == torch.float32
         assert ((m - full.self_attention[size]).norm() / full.self_attention[size].norm()).item() < 0.1

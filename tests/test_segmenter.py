@@ -105,7 +105,13 @@ def test_settings_from_one_or_many_thresholds():
 
 @pytest.mark.parametrize(
     ("height", "width", "expected"),
-    [(512, 512, (512, 512)), (480, 640, (448, 576)), (640, 480, (576, 448)), (3000, 4000, (448, 576)), (20, 4000, (128, 2048))],
+    [
+        (512, 512, (512, 512)),
+        (480, 640, (448, 576)),
+        (640, 480, (576, 448)),
+        (3000, 4000, (448, 576)),
+        (20, 4000, (128, 2048)),
+    ],
 )
 def test_working_size(height, width, expected):
     assert working_size(height, width, 512, 64) == expected

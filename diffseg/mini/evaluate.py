@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -14,16 +14,18 @@ import torch
 import typer
 from PIL import Image
 from rich import print
+from rich.console import Console
+from rich.progress import track
 from sklearn.cluster import KMeans
-from tqdm import tqdm
 
 from diffseg.attention import DiffusionModel
 from diffseg.datasets.coco_stuff import CLASSES, CocoStuff27
-from diffseg.datasets.scenes import TEST_SEED, TUNE_SEED, Scenes
+from diffseg.datasets.scenes import TEST_SEED, TUNE_SEED, Scenes, scene
 from diffseg.eval.metrics import Counts, histogram, match, summarise
 from diffseg.eval.run import Dataset, Segmenter, diffseg, score
-from diffseg.segmentation import aggregate, merge, to_labels
+from diffseg.segmentation import aggregate, anchor_distances, merge, to_labels
 from diffseg.segmenter import DiffSeg
+
 
 def colour_kmeans(pixels: torch.Tensor, truth: np.ndarray) -> np.ndarray:
     """The control: k-means on the pixels' colours, told the true number of classes."""
@@ -33,40 +35,51 @@ def colour_kmeans(pixels: torch.Tensor, truth: np.ndarray) -> np.ndarray:
     return fitted.predict(colours.reshape(-1, 3)).reshape(truth.shape)
 
 
-def tune(model: DiffusionModel, timesteps: Iterable[int], thresholds: Iterable[float], count: int = 40) -> list[dict]:
-    """Scores of every (time step, threshold) on scenes that serve nothing else, best mIoU first."""
-    scenes, thresholds = Scenes(count, TUNE_SEED), list(thresholds)
-    rows = []
+def tune(model: DiffusionModel, timesteps: Sequence[int], thresholds: Sequence[float], count: int) -> list[dict]:
+    """Scores of every (time step, threshold) on `count` scenes that serve nothing else, best mIoU first."""
+    scenes, rows = Scenes(count, TUNE_SEED), []
     for t in timesteps:
         counts: dict[float, list[Counts]] = {tau: [] for tau in thresholds}
-        for key in tqdm(scenes.keys, f"t = {t}", leave=False):
+        for key in track(scenes.keys, f"t = {t}", console=Console(stderr=True), transient=True):
             attention = aggregate(model.attention(scenes.image(key)[None], t).self_attention)[0]
+            distances = anchor_distances(attention, 16)
             for tau in thresholds:
-                labels = to_labels(merge(attention, 16, [tau] * 3), (512, 512)).numpy()
+                labels = to_labels(merge(attention, 16, [tau] * 3, distances), (512, 512)).cpu().numpy()
                 counts[tau].append(match(histogram(scenes.label(key), labels, len(CLASSES))))
-        rows += [{"timestep": t, "threshold": tau, **summarise(c)} for tau, c in counts.items()]
+        rows += [{"timestep": t, "threshold": tau} | summarise(c) for tau, c in counts.items()]
     return sorted(rows, key=lambda row: -row["miou"])
 
 
-def anchor_picture(model: DiffusionModel, pixels: torch.Tensor, timestep: int, side: int = 160) -> Image.Image:
-    """For four positions (rows): the photo with the position marked, its map at each resolution, and aggregated."""
-    maps = model.attention(pixels[None], timestep).self_attention
-    levels = [*(m[0].view(*size, *size) for size, m in sorted(maps.items(), reverse=True)), aggregate(maps)[0]]
-    photo = ((pixels.permute(1, 2, 0).numpy() + 1) * 127.5).astype(np.uint8)
-    sheet = Image.new("RGB", (side * (len(levels) + 1), side * 4), "white")
-    for row, (y, x) in enumerate([(0.2, 0.3), (0.45, 0.7), (0.65, 0.4), (0.9, 0.6)]):
-        marked = photo.copy()
-        top, left = int(y * photo.shape[0]), int(x * photo.shape[1])
+POINTS = ((0.15, 0.3), (0.45, 0.7), (0.65, 0.35), (0.9, 0.6))  # (row, column) as fractions
+
+
+def attention_picture(model: DiffusionModel, image: np.ndarray, timestep: int, side: int = 160) -> Image.Image:
+    """One row per marked position of a photo uint8 [H, W, 3]: its attention at each resolution, and aggregated."""
+    pixels = torch.from_numpy(image / 127.5 - 1).permute(2, 0, 1)[None].float()
+    maps = model.attention(pixels, timestep).self_attention
+    levels = [maps[size][0].view(*size, *size) for size in sorted(maps, reverse=True)] + [aggregate(maps)[0]]
+    sheet = Image.new("RGB", (side * (len(levels) + 1), side * len(POINTS)), "white")
+    for row, (y, x) in enumerate(POINTS):
+        marked = image.copy()
+        top, left = int(y * image.shape[0]), int(x * image.shape[1])
         marked[max(top - 10, 0) : top + 10, max(left - 10, 0) : left + 10] = (255, 0, 0)
-        sheet.paste(Image.fromarray(marked).resize((side, side)), (0, row * side))
-        for column, level in enumerate(levels, 1):
-            h, w = level.shape[:2]
-            one = level[int(y * h), int(x * w)]
+        shown = [Image.fromarray(marked).resize((side, side))]
+        for level in levels:
+            one = level[int(y * level.shape[0]), int(x * level.shape[1])]
             grey = (one / one.quantile(0.995)).clamp(0, 1) * 255
-            sheet.paste(
-                Image.fromarray(grey.byte().numpy()).resize((side, side), Image.Resampling.NEAREST),
-                (column * side, row * side),
-            )
+            shown.append(Image.fromarray(grey.byte().cpu().numpy()).resize((side, side), Image.Resampling.NEAREST))
+        for column, picture in enumerate(shown):
+            sheet.paste(picture, (column * side, row * side))
+    return sheet
+
+
+def gallery(seg: DiffSeg, indices: Iterable[int], side: int = 200) -> Image.Image:
+    """Held-out scenes above their segments."""
+    images = [scene(TEST_SEED, i).image for i in indices]
+    sheet = Image.new("RGB", (side * len(images), side * 2), "white")
+    for column, image in enumerate(images):
+        sheet.paste(Image.fromarray(image).resize((side, side)), (column * side, 0))
+        sheet.paste(seg(image).overlay().resize((side, side)), (column * side, side))
     return sheet
 
 

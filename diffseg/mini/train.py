@@ -34,7 +34,9 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from diffseg.attention import DiffusionModel
 from diffseg.datasets.scenes import TRAIN_SEED, scene
+from diffseg.mini.evaluate import tune
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ def new_autoencoder() -> AutoencoderKL:
                 module.weight.mul_(0.1)
             elif isinstance(module, torch.nn.Conv2d) and not name.endswith("conv1"):
                 module.weight.copy_(0.1 * module.weight + torch.nn.init.dirac_(torch.empty_like(module.weight)))
-                module.bias.zero_()
+                torch.nn.init.zeros_(module.bias)
         model.quant_conv.bias[4:] = -4.0  # log-variance: little noise at first
     return model
 
@@ -366,7 +368,8 @@ def train_unet(work: Path, recipe: Recipe, device: torch.device, data: Latents, 
         ema.shadow, first = state["ema"], state["step"]
     signal = schedule().alphas_cumprod.to(device)
     empty = np.array(tokenizer("", padding="max_length", max_length=77).input_ids)
-    steps, losses = recipe.steps_unet, {32: [], 64: []}
+    steps = recipe.steps_unet
+    losses: dict[int, list[float]] = {32: [], 64: []}
     for step in (bar := tqdm(range(first, steps), "unet", steps, initial=first, mininterval=5)):
         rng, x, ids = _batch(data, recipe, step, empty)
         x, ids = x.to(device), ids.to(device)
@@ -430,6 +433,15 @@ def export(
     _write(folder / "model_index.json", json.dumps(index, indent=2) + "\n")
 
 
+def recommend(folder: Path, device: str) -> None:
+    """Stage 4: writes the time step and threshold with the best mIoU on the tuning scenes to folder/diffseg.json."""
+    model = DiffusionModel.from_pretrained(str(folder), device=device)
+    rough = tune(model, (20, 100, 200, 300), [0.01 * 1.6**i for i in range(11)], 24)[0]
+    t, tau = rough["timestep"], rough["threshold"]
+    best = tune(model, [t], [round(tau * 1.1**i, 3) for i in range(-4, 5)], 60)[0]
+    _write(folder / "diffseg.json", json.dumps({k: best[k] for k in ("threshold", "timestep")}) + "\n")
+
+
 def main(
     out: Annotated[Path, typer.Option(help="Folder the model is written to.")] = Path(__file__).parent / "weights",
     work: Annotated[
@@ -456,6 +468,7 @@ def main(
     )
     unet, text = train_unet(work, recipe, place, data, tokenizer)
     export(out, autoencoder, unet, text, tokenizer)
+    recommend(out, device)
 
 
 if __name__ == "__main__":
