@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
-import torch
-from PIL import Image
+from pycocotools.coco import COCO
+from rich.progress import track
 
-from diffseg.datasets.transforms import image_to_pixels, resize_label
-from diffseg.images import load_image
+from diffseg.datasets.base import DataError, Dataset, read_map, read_photo, require_folder
 
 CLASSES: tuple[str, ...] = (
     "electronic-things",
@@ -54,34 +58,160 @@ COARSE = (
 )
 # fmt: on
 
-# 255 and every other value is unlabelled.
-_TO_COARSE = np.full(256, -1, np.int16)
-_TO_COARSE[: len(COARSE)] = COARSE
+UNLABELLED = 255
+_OTHER = 183  # the stuff category that stands for "some thing": there, and only there, instances are painted
+LAYOUT = (
+    "ROOT/val2017/*.jpg with ROOT/stuffthingmaps/val2017/*.png, or with ROOT/annotations/{stuff,instances}_val2017.json"
+)
+
+SPLIT_SIZE = 2175
+SPLIT_SHA256 = "7c629734c88f1a74bba6311e01d4d9fe976df84f07cb4fc86452ce5116e51655"
 
 
-class CocoStuff27:
-    """COCO val2017 with COCO-Stuff labels, from a folder in COCO's own layout.
+def to_classes(values: np.ndarray) -> np.ndarray:
+    """Values of the stuffthingmaps (0..181, 255 = unlabelled) -> classes 0..26, -1 = unlabelled; int32."""
+    table = np.full(UNLABELLED + 1, -1, np.int32)
+    table[: len(COARSE)] = COARSE
+    return table[values]
 
-    root/val2017/*.jpg are the photos, root/stuffthingmaps/val2017/*.png the labels. keys: sorted image ids that have
-    both.
+
+def in_split(values: np.ndarray) -> bool:
+    """Whether an image belongs to the evaluation split: at least 75 % stuff (91..181), at least 360 pixels a side."""
+    stuff = (values >= 91) & (values < len(COARSE))
+    return bool(stuff.mean() >= 0.75) and min(values.shape) >= 360
+
+
+class CocoStuff27(Dataset):
+    """COCO val2017 with COCO-Stuff's labels, from a folder in COCO's own layout. keys: image ids, sorted.
+
+    Any subset of the images works; `note` says how many of the split's 2,175 there are.
+
+    Args:
+        root: folder that holds val2017.
+        split: "stuff27", the paper's 2,175 images, found by rule; "all", every image with a label.
+        labels: "png", the stuffthingmaps; "json", the official annotations, painted by pycocotools; "auto", PNGs where
+            there are any.
+
+    Raises:
+        DataError: folders or images missing, or the full val2017 gives another split than the paper's.
     """
 
     classes = CLASSES
 
-    def __init__(self, root: str | Path):
-        self.root = Path(root)
-        self._photos, self._labels = self.root / "val2017", self.root / "stuffthingmaps" / "val2017"
-        self.keys = sorted({p.stem for p in self._photos.glob("*.jpg")} & {p.stem for p in self._labels.glob("*.png")})
-        if not self.keys:
-            raise ValueError(f"{self.root} has no val2017/*.jpg with stuffthingmaps/val2017/*.png of the same names")
+    def __init__(self, root: str | Path, split: str = "stuff27", labels: str = "auto", size: int = 512):
+        if split not in ("stuff27", "all") or labels not in ("auto", "png", "json"):
+            raise DataError(f"split must be stuff27 or all, labels auto, png or json; got {split!r} and {labels!r}")
+        self.root, self.size = Path(root), size
+        self._photos = require_folder(self.root / "val2017", LAYOUT)
+        self._maps = self.root / "stuffthingmaps" / "val2017"
+        if labels == "png" or (labels == "auto" and self._maps.is_dir()):
+            self._annotations = None
+            known = {p.stem for p in require_folder(self._maps, LAYOUT).glob("*.png")}
+        else:
+            self._annotations = _Annotations(require_folder(self.root / "annotations", LAYOUT))
+            known = self._annotations.keys
+        photos = {p.stem for p in self._photos.glob("*.jpg")}
+        if not photos:
+            raise DataError(f"{self._photos} has no .jpg photos: the layout is {LAYOUT}")
+        if not known >= photos:
+            lacking = sorted(photos - known)
+            raise DataError(f"{len(lacking)} photos of {self._photos} have no label, such as {', '.join(lacking[:3])}")
+        self.keys = sorted(photos)
+        if split == "stuff27":
+            self.keys = self._split()
 
-    def __len__(self) -> int:
-        return len(self.keys)
+    def photo(self, key: str) -> np.ndarray:
+        """uint8 [H, W, 3]."""
+        return read_photo(self._photos / f"{key}.jpg")
 
-    def image(self, key: str) -> torch.Tensor:
-        """float32 [3, 512, 512] in [-1, 1]."""
-        return image_to_pixels(load_image(self._photos / f"{key}.jpg"))
+    def raw_label(self, key: str) -> np.ndarray:
+        """int32 [H, W], 0..26, -1 = unlabelled."""
+        return to_classes(self.values(key))
 
-    def label(self, key: str) -> np.ndarray:
-        """int16 [512, 512], 0..26, -1 = unlabelled."""
-        return resize_label(_TO_COARSE[np.asarray(Image.open(self._labels / f"{key}.png"))])
+    def values(self, key: str) -> np.ndarray:
+        """The fine labels, int32 [H, W]: 0..181, 255 = unlabelled."""
+        if self._annotations is not None:
+            return self._annotations.paint(key)
+        path = self._maps / f"{key}.png"
+        values = read_map(path)
+        wrong = values[((values >= len(COARSE)) & (values != UNLABELLED)) | (values < 0)]
+        if wrong.size:
+            raise DataError(
+                f"{path} holds the value {wrong[0]}: COCO-Stuff's maps hold 0 to 181, and 255 for unlabelled"
+            )
+        return values
+
+    def _split(self) -> list[str]:
+        """The images of the split among those there are; derived from all labels once, then remembered."""
+        cache = _cache_folder() / f"coco-stuff27-{self._fingerprint()}.txt"
+        if cache.is_file():
+            keys = cache.read_text().split()
+        else:
+            with ThreadPoolExecutor() as pool:
+                shown = track(pool.map(self._belongs, self.keys), "deriving the split", len(self.keys), transient=True)
+                keys = [key for key, belongs in zip(self.keys, shown, strict=True) if belongs]
+            if len(self.keys) == 5000 and _sha256(keys) != SPLIT_SHA256:
+                raise DataError(
+                    f"{self.root}: the labels give {len(keys)} images that are not the paper's {SPLIT_SIZE}: "
+                    f"some files differ from the official ones; fetch the stuffthingmaps again"
+                )
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            partial = cache.with_suffix(f".{os.getpid()}.partial")
+            partial.write_text("".join(f"{key}\n" for key in keys))
+            partial.replace(cache)
+        if not keys:
+            raise DataError(f"none of the {len(self.keys)} images of {self.root} belongs to the split: use split=all")
+        if _sha256(keys) != SPLIT_SHA256:
+            self.note = f"{len(keys)} of {SPLIT_SIZE:,} images of the split"
+        return keys
+
+    def _belongs(self, key: str) -> bool:
+        return in_split(self.values(key))
+
+    def _fingerprint(self) -> str:
+        """Changes when any label file does: names, sizes and times of modification."""
+        files = (
+            [self._maps / f"{key}.png" for key in self.keys] if self._annotations is None else self._annotations.files
+        )
+        facts = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+        return hashlib.sha256(repr((self.keys, facts)).encode()).hexdigest()[:16]
+
+
+def _sha256(keys: list[str]) -> str:
+    return hashlib.sha256("".join(f"{key}\n" for key in keys).encode()).hexdigest()
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffseg"
+
+
+class _Annotations:
+    """The official JSON files, painted as the stuffthingmaps are."""
+
+    def __init__(self, folder: Path):
+        self.files = [folder / "stuff_val2017.json", folder / "instances_val2017.json"]
+        for file in self.files:
+            if not file.is_file():
+                raise DataError(
+                    f"{file} is missing: it is in annotations_trainval2017.zip or stuff_annotations_trainval2017.zip"
+                )
+        with redirect_stdout(StringIO()):  # pycocotools prints its progress
+            self._stuff, self._instances = (COCO(str(file)) for file in self.files)
+        self.keys = {f"{i:012d}" for i in self._stuff.imgs}
+
+    def paint(self, key: str) -> np.ndarray:
+        """int32 [H, W], 0..181, 255 = unlabelled: stuff by id - 1; in "other", instances in file order, no crowds."""
+        number = int(key)
+        size = self._stuff.imgs[number]
+        values = np.full((size["height"], size["width"]), UNLABELLED, np.int32)
+        things = np.zeros(values.shape, bool)
+        for annotation in self._stuff.imgToAnns[number]:
+            mask = self._stuff.annToMask(annotation).astype(bool)
+            if annotation["category_id"] == _OTHER:
+                things |= mask
+            else:
+                values[mask] = annotation["category_id"] - 1
+        for annotation in self._instances.imgToAnns[number]:
+            if not annotation["iscrowd"]:
+                values[self._instances.annToMask(annotation).astype(bool) & things] = annotation["category_id"] - 1
+        return values

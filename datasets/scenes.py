@@ -17,11 +17,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
-import torch
 from PIL import Image
 
+from diffseg.datasets.base import DataError, Dataset
 from diffseg.datasets.coco_stuff import CLASSES
-from diffseg.datasets.transforms import image_to_pixels
 
 # Series of scenes: the embedded model is trained on the first, its defaults are chosen on the second, and only the
 # third is ever reported on.
@@ -1045,28 +1044,27 @@ def scene(seed: int, index: int, size: int = 512) -> Scene:
     return Scene(image, canvas.label, caption, nouns)
 
 
-class Scenes:
-    """The generated benchmark: `count` scenes of one seed, 512 x 512, classes of COCO-Stuff-27. keys: "000000" ..."""
+class Scenes(Dataset):
+    """The generated benchmark: `count` scenes of one seed, classes of COCO-Stuff-27. keys: "000000", "000001" ..."""
 
     classes = CLASSES
 
-    def __init__(self, count: int = 64, seed: int = TEST_SEED):
-        self.seed, self.keys = seed, [f"{i:06d}" for i in range(count)]
+    def __init__(self, count: int = 64, seed: int = TEST_SEED, size: int = 512):
+        if count < 1:
+            raise DataError(f"count must be at least 1 scene, got {count}")
+        self.seed, self.size, self.keys = seed, size, [f"{i:06d}" for i in range(count)]
         self._latest: tuple[str, Scene] | None = None
-
-    def __len__(self) -> int:
-        return len(self.keys)
 
     def scene(self, key: str) -> Scene:
         """The scene of a key; the latest one is kept, as image and label are asked for one after the other."""
         if self._latest is None or self._latest[0] != key:
-            self._latest = key, scene(self.seed, int(key))
+            self._latest = key, scene(self.seed, int(key), self.size)
         return self._latest[1]
 
-    def image(self, key: str) -> torch.Tensor:
-        """float32 [3, 512, 512] in [-1, 1]."""
-        return image_to_pixels(self.scene(key).image)
+    def photo(self, key: str) -> np.ndarray:
+        """uint8 [size, size, 3]."""
+        return self.scene(key).image
 
-    def label(self, key: str) -> np.ndarray:
-        """int16 [512, 512], 0..26."""
+    def raw_label(self, key: str) -> np.ndarray:
+        """int16 [size, size], 0..26."""
         return self.scene(key).label

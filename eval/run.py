@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -12,23 +12,11 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from diffseg.datasets.base import Dataset
 from diffseg.eval.metrics import histogram, match, summarise
 from diffseg.segmenter import DiffSeg, Settings
 
 Segmenter = Callable[[torch.Tensor, np.ndarray], np.ndarray]  # pixels [3, H, W], truth [H, W] -> labels [H, W]
-
-
-class Dataset(Protocol):
-    """Images with labels. keys: in evaluation order; classes: names; labels are their indices, -1 = ignored."""
-
-    keys: list[str]
-    classes: tuple[str, ...]
-
-    def image(self, key: str) -> torch.Tensor:
-        """float32 [3, 512, 512] in [-1, 1]."""
-
-    def label(self, key: str) -> np.ndarray:
-        """int16 [512, 512]."""
 
 
 def diffseg(seg: DiffSeg, settings: Settings) -> Segmenter:

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffseg.datasets.coco_stuff import CLASSES, COARSE, CocoStuff27
+from diffseg.datasets.base import DataError
+from diffseg.datasets.cityscapes import Cityscapes
+from diffseg.datasets.coco_stuff import CLASSES, COARSE, CocoStuff27, in_split
+from diffseg.datasets.folder import Folder
 from diffseg.datasets.scenes import TEST_SEED, Scenes, scene
 from diffseg.datasets.transforms import centre_crop, image_to_pixels, resize_label
 from diffseg.images import ImageError, label_image, load_image, overlay, palette
@@ -131,21 +134,153 @@ def test_coarse_classes():
     assert all(CLASSES[COARSE[v]].startswith(name) for v, name in named.items())
 
 
-@pytest.mark.skipif(not PHOTOS.is_dir(), reason="the thirty real photos are not part of the project")
-def test_real_photos_load():
-    data = CocoStuff27(PHOTOS)
-    assert len(data) == 30
-    key = data.keys[0]
-    assert data.image(key).shape == (3, 512, 512)
-    label = data.label(key)
-    assert label.shape == (512, 512)
-    assert label.min() >= -1
-    assert label.max() < 27
+# --- COCO-Stuff-27 ----------------------------------------------------------------------------------------------------
+
+needs_photos = pytest.mark.skipif(not PHOTOS.is_dir(), reason="the thirty real photos are not part of the project")
 
 
-def test_a_folder_that_is_not_coco_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="stuffthingmaps"):
-        CocoStuff27(tmp_path)
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def coco(tmp_path):
+    """Three images in COCO's layout: in the split; too little stuff; too small."""
+    root = tmp_path / "coco"
+    (root / "val2017").mkdir(parents=True)
+    (root / "stuffthingmaps" / "val2017").mkdir(parents=True)
+    for name, size, share in (("000000000001", 400, 0.75), ("000000000002", 400, 0.74), ("000000000003", 359, 1.0)):
+        values = np.full((size, size + 40), 16, np.uint8)  # a cat
+        values[: round(size * share)] = 123  # grass
+        values[0, 0] = 255
+        values[0, 1:2] = 123
+        saved(Image.new("RGB", (size + 40, size), "green"), root / "val2017" / f"{name}.jpg")
+        saved(Image.fromarray(values), root / "stuffthingmaps" / "val2017" / f"{name}.png")
+    return root
+
+
+def test_the_split_is_found_by_rule():
+    values = np.full((360, 400), 91)
+    assert in_split(values)
+    assert in_split(np.where(np.arange(400) < 300, 91, 90) + 0 * values)
+    assert not in_split(np.where(np.arange(400) < 299, 181, 255) + 0 * values)
+    assert not in_split(values[:359])
+
+
+def test_coco_labels_and_notes(coco):
+    everything = CocoStuff27(coco, split="all")
+    assert everything.keys == ["000000000001", "000000000002", "000000000003"]
+    assert everything.note == ""
+    image, label = everything.pair("000000000002")
+    assert image.shape == (3, 512, 512)
+    assert set(np.unique(label)) == {CLASSES.index("animal-things"), CLASSES.index("plant-stuff")}
+    assert everything.raw_label("000000000001")[0, :2].tolist() == [-1, CLASSES.index("plant-stuff")]
+    # one unlabelled pixel takes the first below three quarters of stuff: nothing is left of the split
+    with pytest.raises(DataError, match="none of the 3 images"):
+        CocoStuff27(coco)
+    path = coco / "stuffthingmaps" / "val2017" / "000000000001.png"
+    saved(Image.fromarray(np.full((400, 440), 123, np.uint8)), path)
+    for _ in range(2):  # derived, then remembered
+        split = CocoStuff27(coco)
+        assert split.keys == ["000000000001"]
+        assert split.note == "1 of 2,175 images of the split"
+
+
+def test_bad_coco_folders_are_named(coco, tmp_path):
+    with pytest.raises(DataError, match=r"did you mean the root .*coco\?"):
+        CocoStuff27(coco / "val2017")
+    with pytest.raises(DataError, match="the layout is ROOT/val2017"):
+        CocoStuff27(tmp_path / "nowhere")
+    label = coco / "stuffthingmaps" / "val2017" / "000000000003.png"
+    saved(Image.fromarray(np.full((359, 399), 200, np.uint8)), label)
+    with pytest.raises(DataError, match=r"000000000003.png holds the value 200"):
+        CocoStuff27(coco)
+    saved(Image.fromarray(np.full((300, 399), 100, np.uint8)), label)
+    with pytest.raises(DataError, match="399 x 359 but its label 399 x 300"):
+        CocoStuff27(coco, split="all").pair("000000000003")
+    whole = label.read_bytes()
+    label.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"000000000003.png is damaged"):
+        CocoStuff27(coco, split="all").raw_label("000000000003")
+    label.unlink()
+    with pytest.raises(DataError, match=r"1 photos .* have no label, such as 000000000003"):
+        CocoStuff27(coco, split="all")
+
+
+@needs_photos
+def test_both_sources_of_real_labels_are_equal():
+    png, painted = (CocoStuff27(PHOTOS, split="all", labels=source) for source in ("png", "json"))
+    assert png.keys == painted.keys
+    assert len(png) == 30
+    for key in png.keys:
+        np.testing.assert_array_equal(png.values(key), painted.values(key))
+    assert [CocoStuff27(PHOTOS, labels=source).note for source in ("png", "json")] == [
+        "16 of 2,175 images of the split"
+    ] * 2
+
+
+# --- Cityscapes, folders ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cityscapes(tmp_path):
+    for city, frame in (("munster", 5), ("frankfurt", 7), ("frankfurt", 2)):
+        for kind, suffix in (("leftImg8bit", "leftImg8bit"), ("gtFine", "gtFine_labelIds")):
+            folder = tmp_path / kind / "val" / city
+            folder.mkdir(parents=True, exist_ok=True)
+            values = np.zeros((64, 128), np.uint8)
+            values[:, 64:] = 7 if frame == 7 else 33
+            picture = Image.fromarray(values)
+            picture = picture if kind == "gtFine" else picture.convert("RGB")
+            saved(picture, folder / f"{city}_000000_00000{frame}_{suffix}.png")
+    return tmp_path
+
+
+def test_cityscapes(cityscapes):
+    data = Cityscapes(cityscapes)
+    assert data.keys == [
+        "frankfurt/frankfurt_000000_000002", "frankfurt/frankfurt_000000_000007", "munster/munster_000000_000005"
+    ]  # fmt: skip
+    assert len(data.classes) == 27
+    image, label = data.pair(data.keys[1])
+    assert image.shape == (3, 512, 512)
+    assert (label[:, :256] == -1).all()
+    assert (label[:, 256:] == data.classes.index("road")).all()
+    assert data.label(data.keys[0])[0, -1] == data.classes.index("bicycle")
+    assert data.note == "3 of the 500 frames of val"
+
+
+def test_a_frame_without_partner_is_named(cityscapes):
+    next((cityscapes / "gtFine").glob("*/munster/*")).unlink()
+    with pytest.raises(DataError, match=r"1 frames lack photo or label, such as munster/munster_000000_000005"):
+        Cityscapes(cityscapes)
+    with pytest.raises(DataError, match=r"there is no folder .*leftImg8bit"):
+        Cityscapes(cityscapes / "gtFine")
+
+
+def test_a_folder_with_and_without_labels(tmp_path):
+    for name in ("b.png", "a.jpg"):
+        saved(Image.new("RGB", (30, 40)), tmp_path / name)
+    bare = Folder(tmp_path)
+    assert bare.keys == ["a", "b"]
+    assert not bare.labelled
+    values = np.zeros((40, 30), np.uint8)
+    values[:10] = 2
+    values[0, 0] = 255
+    saved(Image.fromarray(values), tmp_path / "a.label.png")
+    with pytest.raises(DataError, match=r"1 of 2 images lack a label, such as b.label.png"):
+        Folder(tmp_path)
+    saved(Image.fromarray(values), tmp_path / "b.label.png")
+    data = Folder(tmp_path)
+    assert data.labelled
+    assert data.classes == ("0", "1", "2")
+    assert data.raw_label("b")[0, :2].tolist() == [-1, 2]
+    with pytest.raises(DataError, match="holds the value 2, but there are 2 classes"):
+        Folder(tmp_path, classes=["sky", "sea"]).raw_label("a")
+    saved(Image.new("RGB", (30, 40)), tmp_path / "a.png")
+    with pytest.raises(DataError, match="differ only in suffix"):
+        Folder(tmp_path)
 
 
 # --- scenes -----------------------------------------------------------------------------------------------------------

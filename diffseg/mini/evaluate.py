@@ -19,10 +19,11 @@ from rich.progress import track
 from sklearn.cluster import KMeans
 
 from diffseg.attention import DiffusionModel
+from diffseg.datasets.base import Dataset
 from diffseg.datasets.coco_stuff import CLASSES, CocoStuff27
 from diffseg.datasets.scenes import TEST_SEED, TUNE_SEED, Scenes, scene
 from diffseg.eval.metrics import Counts, histogram, match, summarise
-from diffseg.eval.run import Dataset, Segmenter, diffseg, score
+from diffseg.eval.run import Segmenter, diffseg, score
 from diffseg.segmentation import aggregate, anchor_distances, merge, to_labels
 from diffseg.segmenter import DiffSeg
 
@@ -95,7 +96,7 @@ def main(
     seg = DiffSeg.from_pretrained(folder)
     sets: dict[str, Dataset] = {f"{scenes} held-out scenes": Scenes(scenes, TEST_SEED)}
     if coco:
-        sets["real photos"] = CocoStuff27(coco)
+        sets["real photos"] = CocoStuff27(coco, split="all")
     for name, dataset in sets.items():
         methods: dict[str, Segmenter] = {"DiffSeg": diffseg(seg, seg.settings())}
         if controls:

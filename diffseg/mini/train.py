@@ -15,7 +15,6 @@ before anything is learned; denoising then decides what "similar" has to mean.
 from __future__ import annotations
 
 import copy
-import csv
 import json
 import math
 import os
@@ -37,6 +36,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from diffseg.attention import DiffusionModel
 from diffseg.datasets.scenes import TRAIN_SEED, scene
 from diffseg.mini.evaluate import tune
+
+CHECKPOINT_EVERY = 250  # steps
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def new_autoencoder() -> AutoencoderKL:
                 module.weight.mul_(0.1)
             elif isinstance(module, torch.nn.Conv2d) and not name.endswith("conv1"):
                 module.weight.copy_(0.1 * module.weight + torch.nn.init.dirac_(torch.empty_like(module.weight)))
-                torch.nn.init.zeros_(module.bias)
+                module.bias.zero_()  # type: ignore[union-attr]
         model.quant_conv.bias[4:] = -4.0  # log-variance: little noise at first
     return model
 
@@ -185,7 +186,7 @@ def train_autoencoder(work: Path, recipe: Recipe, device: torch.device, sources:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         bar.set_postfix(pixels=f"{pixels.item():.4f}", colour=f"{colour.item():.4f}", kl=f"{kl.item():.2f}")
-        if (step + 1) % 250 == 0 or step + 1 == steps:
+        if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == steps:
             scale = 1 / posterior.mean.float().std().item()
             _save(
                 checkpoint,
@@ -247,6 +248,11 @@ def train_tokenizer(folder: Path, captions: list[str]) -> CLIPTokenizer:
     tokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=77)
     tokenizer.save_pretrained(folder)
     return tokenizer
+
+
+def token_ids(tokenizer: CLIPTokenizer, captions: list[str]) -> np.ndarray:
+    """int64 [count, 77]: start, tokens, then the end token up to the full length."""
+    return np.array(tokenizer(captions, padding="max_length", max_length=77, truncation=True).input_ids)
 
 
 def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
@@ -360,14 +366,15 @@ def train_unet(work: Path, recipe: Recipe, device: torch.device, data: Latents, 
     parameters = [*unet.parameters(), *text.parameters()]
     optimiser = torch.optim.AdamW(parameters, recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
     ema, checkpoint, first = Ema([unet, text], recipe.ema), work / "unet.pt", 0
+    curve: list[list[float]] = []
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=device, weights_only=True)
         unet.load_state_dict(state["unet"])
         text.load_state_dict(state["text"])
         optimiser.load_state_dict(state["optimiser"])
-        ema.shadow, first = state["ema"], state["step"]
+        ema.shadow, first, curve = state["ema"], state["step"], state["curve"]
     signal = schedule().alphas_cumprod.to(device)
-    empty = np.array(tokenizer("", padding="max_length", max_length=77).input_ids)
+    empty = token_ids(tokenizer, [""])[0]
     steps = recipe.steps_unet
     losses: dict[int, list[float]] = {32: [], 64: []}
     for step in (bar := tqdm(range(first, steps), "unet", steps, initial=first, mininterval=5)):
@@ -388,12 +395,13 @@ def train_unet(work: Path, recipe: Recipe, device: torch.device, data: Latents, 
         optimiser.step()
         ema.update(step)
         losses[x.shape[-1]].append(loss.item())
-        if (step + 1) % 100 == 0 or step + 1 == steps:
-            means = [float(np.mean(values[-100:])) for values in losses.values()]
-            bar.set_postfix(loss_32=f"{means[0]:.4f}", loss_64=f"{means[1]:.4f}")
-            with (work / "unet-curve.csv").open("a", newline="") as f:
-                csv.writer(f).writerow([step + 1, *(f"{m:.5f}" for m in means)])
-        if (step + 1) % 250 == 0 or step + 1 == steps:
+        if (step + 1) % 50 == 0:
+            means = [round(float(np.mean(values[-50:])), 5) for values in losses.values()]
+            bar.set_postfix(loss_32=means[0], loss_64=means[1])
+            curve.append([step + 1, *means])
+        if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == steps:
+            rows = ["step,loss_32,loss_64", *(",".join(map(str, row)) for row in curve)]
+            _write(work / "unet-curve.csv", "\n".join(rows) + "\n")
             _save(
                 checkpoint,
                 unet=unet.state_dict(),
@@ -401,6 +409,7 @@ def train_unet(work: Path, recipe: Recipe, device: torch.device, data: Latents, 
                 optimiser=optimiser.state_dict(),
                 ema=ema.shadow,
                 step=step + 1,
+                curve=curve,
             )
     ema.copy_to([unet, text])
     return unet.eval(), text.eval()
@@ -459,12 +468,11 @@ def main(
     large, large_captions = pictures(work, recipe.scenes_512, 512, recipe.scenes_256)
     autoencoder = train_autoencoder(work, recipe, place, [small, large])
     tokenizer = train_tokenizer(work / "tokenizer", small_captions + large_captions)
-    ids = [
-        np.array(tokenizer(c, padding="max_length", max_length=77, truncation=True).input_ids)
-        for c in (small_captions, large_captions)
-    ]
     data = Latents(
-        latents(work, "256", autoencoder, small, place), latents(work, "512", autoencoder, large, place), *ids
+        latents(work, "256", autoencoder, small, place),
+        latents(work, "512", autoencoder, large, place),
+        token_ids(tokenizer, small_captions),
+        token_ids(tokenizer, large_captions),
     )
     unet, text = train_unet(work, recipe, place, data, tokenizer)
     export(out, autoencoder, unet, text, tokenizer)

@@ -1,0 +1,72 @@
+"""Any folder of images - photos, sketches, paintings - with or without labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from diffseg.datasets.base import DataError, Dataset, read_map, read_photo
+from diffseg.images import SUFFIXES
+
+
+class Folder(Dataset):
+    """Images directly in a folder; NAME.label.png beside NAME.jpg holds its labels. keys: sorted names without suffix.
+
+    Args:
+        root: the folder.
+        classes: names of the label values 0, 1, ...; empty: the values found, unnamed.
+        ignore: label value that is not scored.
+        label_suffix: what replaces the image's suffix to give its label's name.
+
+    Raises:
+        DataError: no images, two of one name, or labels for some of the images only.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        classes: Sequence[str] = (),
+        ignore: int = 255,
+        label_suffix: str = ".label.png",
+        size: int = 512,
+    ):
+        self.root, self.ignore, self.size, self._suffix = Path(root), ignore, size, label_suffix
+        if not self.root.is_dir():
+            raise DataError(f"there is no folder {self.root}")
+        photos = [p for p in self.root.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.endswith(label_suffix)]
+        self._photos = {p.stem: p for p in sorted(photos)}
+        if not self._photos:
+            raise DataError(f"the folder {self.root} has no images ({', '.join(sorted(SUFFIXES))}) directly in it")
+        if len(self._photos) != len(photos):
+            twice = next(p for p in photos if self._photos[p.stem] != p)
+            raise DataError(f"{twice} and {self._photos[twice.stem]} differ only in suffix: rename one")
+        self.keys = list(self._photos)
+        without = [key for key in self.keys if not self._label_path(key).is_file()]
+        self.labelled = not without
+        if without and len(without) < len(self.keys):
+            names = ", ".join(f"{key}{label_suffix}" for key in without[:3])
+            raise DataError(
+                f"{len(without)} of {len(self.keys)} images lack a label, such as {names}: add or remove all"
+            )
+        self.classes = tuple(classes)
+        if self.labelled and not self.classes:
+            most = max(int(self.raw_label(key).max()) for key in self.keys)
+            self.classes = tuple(str(value) for value in range(most + 1))
+
+    def _label_path(self, key: str) -> Path:
+        return self.root / f"{key}{self._suffix}"
+
+    def photo(self, key: str) -> np.ndarray:
+        """uint8 [H, W, 3]."""
+        return read_photo(self._photos[key])
+
+    def raw_label(self, key: str) -> np.ndarray:
+        """int32 [H, W], `ignore` -> -1."""
+        path = self._label_path(key)
+        values = read_map(path)
+        values[values == self.ignore] = -1
+        if self.classes and values.max() >= len(self.classes):
+            raise DataError(f"{path} holds the value {values.max()}, but there are {len(self.classes)} classes")
+        return values

@@ -1,0 +1,73 @@
+"""Training the embedded model: a few steps of the real thing, interrupted and continued."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from diffseg.mini import train
+from diffseg.mini.train import Recipe
+
+TINY = Recipe(
+    scenes_256=3, scenes_512=2, steps_autoencoder=4, batch_autoencoder=2, steps_unet=4, batch_unet=2, batch_fine=1
+)
+
+
+def run(work):
+    work.mkdir(exist_ok=True)
+    cpu = torch.device("cpu")
+    small, small_captions = train.pictures(work, TINY.scenes_256, 256, 0)
+    large, large_captions = train.pictures(work, TINY.scenes_512, 512, TINY.scenes_256)
+    autoencoder = train.train_autoencoder(work, TINY, cpu, [small, large])
+    tokenizer = train.train_tokenizer(work / "tokenizer", small_captions + large_captions)
+    ids = [train.token_ids(tokenizer, captions) for captions in (small_captions, large_captions)]
+    encoded = [train.latents(work, str(x.shape[1]), autoencoder, x, cpu) for x in (small, large)]
+    unet, text = train.train_unet(work, TINY, cpu, train.Latents(*encoded, *ids), tokenizer)
+    return autoencoder, unet, text, tokenizer
+
+
+def test_an_interrupted_training_ends_with_the_same_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "CHECKPOINT_EVERY", 2)
+    whole = run(tmp_path / "whole")
+    generator = train._generator
+
+    def interrupt(*key):
+        if key[-1] == 3:
+            raise KeyboardInterrupt
+        return generator(*key)
+
+    for stage in (1, 2):  # once while the autoencoder is trained, once while the UNet is
+        monkeypatch.setattr(train, "_generator", lambda *k, s=stage: interrupt(*k) if k[1] == s else generator(*k))
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "broken")
+    monkeypatch.setattr(train, "_generator", generator)
+    continued = run(tmp_path / "broken")
+    for a, b in zip(whole[:3], continued[:3], strict=True):
+        for (name, x), y in zip(a.state_dict().items(), b.state_dict().values(), strict=True):
+            torch.testing.assert_close(x, y, rtol=0, atol=0, msg=name)
+    assert (tmp_path / "whole" / "unet-curve.csv").read_text() == (tmp_path / "broken" / "unet-curve.csv").read_text()
+
+    folder = tmp_path / "model"
+    train.export(folder, *whole)
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)  # diffusers' own class
+    with torch.no_grad():
+        picture = pipeline("a photo of grass", num_inference_steps=2, height=64, width=64, output_type="np").images[0]
+    assert picture.shape == (64, 64, 3)
+    assert np.isfinite(picture).all()
+
+
+def test_the_untrained_autoencoder_already_carries_colour():
+    """Its skip path starts as the identity: flat colours give latents that differ, in proportion."""
+    model = train.new_autoencoder()
+    flat = torch.tensor([-0.8, 0.0, 0.8])[:, None, None, None].expand(3, 3, 64, 64).clone()
+    flat[:, :, :8] = torch.linspace(-1, 1, 8)[:, None]  # normalisation needs some variation
+    with torch.no_grad():
+        latents = model.encode(flat).latent_dist.mean[:, :, 4:]
+    assert latents.std(0).mean() > 0.01
+
+
+def test_self_attention_starts_as_non_local_means():
+    unet = train.new_unet(1.5)
+    for name, module in unet.named_modules():
+        if name.endswith("attn1"):
+            torch.testing.assert_close(module.to_q.weight, module.to_k.weight, rtol=0, atol=0)
