@@ -75,7 +75,12 @@ def save_pipeline(name: str, folder: Path, **options) -> Path:
         block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4, latent_channels=4,
     )  # fmt: skip
     tokenizer = CLIPTokenizer.from_pretrained(EMBEDDED["mini"] / "tokenizer")
-    parts = {"vae": vae, "unet": unet(name), "tokenizer": tokenizer, "scheduler": DDIMScheduler()}
+    parts = {
+        "vae": vae,
+        "unet": unet(name),
+        "tokenizer": tokenizer,
+        "scheduler": DDIMScheduler(steps_offset=1, clip_sample=False),
+    }
     if name in ("sdxl", "ssd1b"):
         parts |= {
             "text_encoder": _text_encoder(tokenizer, False),
