@@ -160,7 +160,7 @@ def _planks(rng, a, b, count, vertical, gap=0.06) -> Texture:
         board = np.floor(position).astype(int) % 64
         grain = p.noise(0.02, 2, 0.15 if vertical else 8.0)
         colour = _mix(a, b, 0.5 + 0.3 * grain) * tones[board][..., None]
-        return np.where(((position % 1) < gap)[..., None], colour * 0.45, colour)
+        return np.where(((position % 1) < gap)[..., None], colour * 0.65, colour)
 
     return texture
 
@@ -207,11 +207,11 @@ def _sky(rng):
         else _tone(rng, (-0.08, 0.12), (0.2, 0.7), (0.5, 0.9))
     )
     low = _mix(top, _rgb([1, 0.97, 0.92]), (rng.uniform(0.2, 0.8)))
-    cloud, amount = _rgb([0.95, 0.95, 0.97]) * rng.uniform(0.75, 1), rng.uniform(-1.5, 0.6)
+    cloud, amount = _rgb([0.95, 0.95, 0.97]) * rng.uniform(0.75, 1), rng.uniform(-2.5, 0.2)
 
     def texture(p: Patch) -> np.ndarray:
         base = _mix(top, low, (p.y + 1) / 2 + 0 * p.x)
-        return _mix(base, cloud, (p.noise(0.25, 4, 2.0) + amount) * 0.7)
+        return _mix(base, cloud, (p.noise(0.25, 4, 2.0) + amount) * 0.5)
 
     return "sky", texture
 
@@ -219,11 +219,11 @@ def _sky(rng):
 def _water(rng):
     a = _tone(rng, (0.42, 0.64), (0.15, 0.75), (0.2, 0.7))
     b = _mix(a, _rgb([1, 1, 1]), (rng.uniform(0.15, 0.6)))
-    cell, gain = rng.uniform(0.012, 0.03), rng.uniform(0.5, 1.1)
+    cell, gain = rng.uniform(0.008, 0.02), rng.uniform(0.4, 0.8)
 
     def texture(p: Patch) -> np.ndarray:
         ripple = p.noise(cell, 2, rng_stretch)
-        glint = 0.35 * p.noise(0.2, 1)
+        glint = 0.15 * p.noise(0.2, 1)
         return _mix(a, b, 0.4 + gain * 0.45 * ripple * (0.5 + (p.y + 1) / 4) + glint)
 
     rng_stretch = float(rng.uniform(4, 10))
@@ -243,7 +243,7 @@ def _ground(rng):
     b = _shift(a, rng, 0.35)
     if noun == "pavement":
         return noun, _receding(rng, a, b, bool(rng.integers(2)))
-    return noun, _speckled(rng, a, b, rng.uniform(0.008, 0.05), 3, rng.uniform(1, 4), rng.uniform(0.4, 0.9))
+    return noun, _speckled(rng, a, b, rng.uniform(0.006, 0.025), 3, rng.uniform(1, 4), rng.uniform(0.3, 0.6))
 
 
 def _plant(rng):
@@ -253,17 +253,17 @@ def _plant(rng):
     b = _tone(rng, (hue[0], hue[1]), (0.25, 0.8), (0.4, 0.8))
     if noun == "grass":
         return noun, _speckled(rng, a, b, rng.uniform(0.008, 0.02), 2, rng.uniform(0.3, 0.6), rng.uniform(0.5, 1.0))
-    cell = rng.uniform(0.02, 0.06)
+    cell = rng.uniform(0.008, 0.025)
     if noun == "flower":
         bloom = _tone(rng, (0.75, 1.2), (0.4, 0.9), (0.6, 1.0))
         green = _speckled(rng, a, b, cell, 3)
         return noun, lambda p: _mix(green(p), bloom, (p.noise(0.02, 1) - 0.6) * 3)
-    return noun, _speckled(rng, a, b, cell, 4, 1.0, rng.uniform(0.8, 1.6))
+    return noun, _speckled(rng, a, b, cell, 3, 1.0, rng.uniform(0.5, 1.0))
 
 
 def _building(rng):
     wall, glass = _tone(rng, (0, 0.7), (0.02, 0.5), (0.35, 0.9)), _tone(rng, (0.5, 0.65), (0.05, 0.5), (0.1, 0.55))
-    across, down, width = rng.uniform(0.035, 0.09), rng.uniform(0.04, 0.1), rng.uniform(0.4, 0.7)
+    across, down, width = rng.uniform(0.02, 0.05), rng.uniform(0.02, 0.05), rng.uniform(0.4, 0.7)
 
     def texture(p: Patch) -> np.ndarray:
         col = (p.x + 1) / 2 * p.extent[1] / across
@@ -281,10 +281,10 @@ def _wall(rng):
     kind = rng.integers(4)
     if kind == 0:
         return "brick wall", _tiles(
-            rng, _tone(rng, (-0.02, 0.1), (0.2, 0.7), (0.35, 0.75)), b, rng.uniform(5, 10), 0.08, brick=True
+            rng, _tone(rng, (-0.02, 0.1), (0.2, 0.7), (0.35, 0.75)), b, rng.uniform(8, 16), 0.08, brick=True
         )
     if kind == 1:
-        return "tile wall", _tiles(rng, a, b, rng.uniform(6, 12), 0.06, checker=rng.random() < 0.3)
+        return "tile wall", _tiles(rng, a, b, rng.uniform(8, 16), 0.05, checker=rng.random() < 0.3)
     if kind == 2:
         return "panel wall", _planks(rng, a, b, rng.uniform(6, 14), True)
     return "wall", _speckled(rng, a, b, rng.uniform(0.05, 0.3), 3, 1.0, 0.4)
@@ -310,7 +310,7 @@ def _solid(rng):
     noun = str(rng.choice(["mountain", "rock", "hill", "stone"]))
     a = _tone(rng, (0.0, 0.65), (0.02, 0.35), (0.15, 0.4))
     b = _tone(rng, (0.05, 0.65), (0.02, 0.3), (0.45, 0.8))
-    cell, gain = rng.uniform(0.06, 0.2), rng.uniform(0.8, 1.4)
+    cell, gain = rng.uniform(0.03, 0.1), rng.uniform(0.4, 0.8)
 
     def texture(p: Patch) -> np.ndarray:
         ridge = 1.2 - 1.6 * np.abs(p.noise(cell, 4))
@@ -321,8 +321,8 @@ def _solid(rng):
 
 def _structural(rng):
     a = _any(rng) if rng.random() < 0.5 else _tone(rng, (0, 0.6), (0, 0.15), (0.4, 0.95))
-    dark = _tone(rng, (0, 1), (0.05, 0.4), (0.05, 0.25))
-    step, width, cross = rng.uniform(0.03, 0.07), rng.uniform(0.35, 0.6), rng.random() < 0.5
+    dark = a * rng.uniform(0.25, 0.7)
+    step, width, cross = rng.uniform(0.015, 0.035), rng.uniform(0.35, 0.6), rng.random() < 0.5
 
     def texture(p: Patch) -> np.ndarray:
         col = (p.x + 1) / 2 * p.extent[1] / step
@@ -334,8 +334,9 @@ def _structural(rng):
 
 
 def _textile(rng):
-    a, b = _any(rng), _any(rng)
-    kind, count, folds = rng.integers(3), rng.uniform(4, 12), rng.uniform(3, 9)
+    a = _any(rng)
+    b = _shift(a, rng, 0.5) if rng.random() < 0.7 else _any(rng)
+    kind, count, folds = rng.integers(3), rng.uniform(10, 24), rng.uniform(4, 12)
 
     def texture(p: Patch) -> np.ndarray:
         sway = 0.07 * p.noise(0.3, 1)
@@ -346,7 +347,7 @@ def _textile(rng):
             t = (np.sin(count * np.pi * x) > 0).astype(np.float32)
         else:  # plaid
             t = 0.5 * (np.sin(count * np.pi * x) > 0) + 0.5 * (np.sin(count * np.pi * y) > 0)
-        fold = 1 + 0.25 * np.sin(folds * np.pi * x + p.noise(0.3, 1))
+        fold = 1 + 0.15 * np.sin(folds * np.pi * x + p.noise(0.3, 1))
         return _mix(a, b, t) * fold[..., None]
 
     return str(rng.choice(["curtain", "blanket", "cloth", "towel"])), texture
@@ -880,9 +881,9 @@ def _stand(c: _Canvas, kinds, horizon: float):
     rng, places = c.rng, []
     for kind in kinds[: rng.choice([0, 1, 1, 2, 2])]:
         for _ in range(rng.choice([1, 1, 1, 2, 3])):
-            near = rng.uniform(0.15, 1.0)
+            near = rng.uniform(0.3, 1.0)
             places.append((horizon + (1.02 - horizon) * near, near, str(kind)))
-    scale = rng.uniform(0.35, 0.7)
+    scale = rng.uniform(0.45, 0.8)
     for bottom, near, kind in sorted(places):
         tall = {"person": 1.0, "animal": 0.65, "vehicle": 0.7, "sports": 0.3, "accessory": 0.45, "outdoor": 0.7}.get(
             kind, 0.6
@@ -936,7 +937,7 @@ def _stand_indoors(c: _Canvas, line: float):
         for _ in range(rng.choice([1, 1, 2]))
     )
     for bottom, kind in places:
-        c.thing(kind, rng.uniform(0.05, 0.95), bottom, tall[kind] * rng.uniform(0.8, 1.3))
+        c.thing(kind, rng.uniform(0.05, 0.95), bottom, tall[kind] * rng.uniform(1.0, 1.5))
 
 
 def _tabletop(c: _Canvas):
@@ -958,7 +959,7 @@ def _tabletop(c: _Canvas):
     )
     for kind in map(str, kinds[: rng.choice([1, 2, 2, 3])]):
         for _ in range(rng.choice([1, 1, 2])):
-            x, bottom, height = rng.uniform(0.1, 0.9), rng.uniform(edge + 0.3, 1.05), rng.uniform(0.2, 0.5)
+            x, bottom, height = rng.uniform(0.1, 0.9), rng.uniform(edge + 0.3, 1.05), rng.uniform(0.28, 0.6)
             if kind in STUFF:
                 if kind not in (surface, back):
                     box = (x - height * 0.6, bottom - height, x + height * 0.6, bottom)
@@ -997,7 +998,7 @@ def _photograph(c: _Canvas) -> np.ndarray:
     p, rng = c.patch(), c.rng
     angle, strength = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.3)
     light = 1 + strength * (np.cos(angle) * p.x + np.sin(angle) * p.y)
-    light = light * np.exp(rng.uniform(0, 0.22) * p.noise(rng.uniform(0.2, 0.6), 2))
+    light = light * np.exp(rng.uniform(0, 0.1) * p.noise(rng.uniform(0.3, 0.8), 2))
     light = light * (1 - rng.uniform(0, 0.25) * (p.x**2 + p.y**2) / 2)
     image = np.clip(c.image, 0, 1) * light[..., None] * rng.uniform(0.88, 1.12, 3).astype(np.float32)
     image = np.clip(image * rng.uniform(0.8, 1.15), 0, 1) ** rng.uniform(0.8, 1.25)

@@ -82,8 +82,8 @@ def palette(count: int) -> np.ndarray:
 
 def overlay(image: np.ndarray, labels: np.ndarray, opacity: float = 0.5) -> Image.Image:
     """The photo (uint8 [H, W, 3]) under its segments (int [H, W]) in colour, with white outlines."""
-    colours = palette(int(labels.max()) + 1)[labels]
-    mixed = (image * (1 - opacity) + colours * opacity).astype(np.uint8)
+    colours = Image.fromarray(palette(int(labels.max()) + 1)[labels])
+    mixed = np.array(Image.blend(Image.fromarray(image), colours, opacity))
     edge = np.zeros(labels.shape, bool)
     for step in range(1, max(2, round(max(labels.shape) / 400)) + 1):  # about 1/400 of the picture thick
         edge[:, step:] |= labels[:, step:] != labels[:, :-step]

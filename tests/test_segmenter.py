@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -137,3 +139,17 @@ def test_one_import_root(tmp_path):
     )
     ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "True"
+
+
+@pytest.mark.slow
+def test_the_wheel_is_whole(tmp_path):
+    """The folders at the top level and the embedded model travel inside the package."""
+    root = Path(__file__).parents[1]
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(root)]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    with zipfile.ZipFile(next(tmp_path.glob("diffseg-*.whl"))) as wheel:
+        names = wheel.namelist()
+    for name in ("datasets/scenes.py", "eval/metrics.py", "mini/README.md", "mini/weights/model_index.json"):
+        assert f"diffseg/{name}" in names
+    assert "diffseg/mini/weights/unet/diffusion_pytorch_model.safetensors" in names
+    assert all(name.startswith("diffseg") for name in names), "nothing lands beside the package"

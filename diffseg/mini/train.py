@@ -49,7 +49,7 @@ class Recipe:
     scenes_512: int = 1500
     steps_autoencoder: int = 1600
     batch_autoencoder: int = 16
-    steps_unet: int = 3000
+    steps_unet: int = 3200
     batch_unet: int = 16
     fine_every: int = 5
     batch_fine: int = 4
@@ -445,9 +445,9 @@ def export(
 def recommend(folder: Path, device: str) -> None:
     """Stage 4: writes the time step and threshold with the best mIoU on the tuning scenes to folder/diffseg.json."""
     model = DiffusionModel.from_pretrained(str(folder), device=device)
-    rough = tune(model, (20, 100, 200, 300), [0.01 * 1.6**i for i in range(11)], 24)[0]
+    rough = tune(model, (100, 300, 500, 700), [0.1 * 1.4**i for i in range(8)], 20)[0]
     t, tau = rough["timestep"], rough["threshold"]
-    best = tune(model, [t], [round(tau * 1.1**i, 3) for i in range(-4, 5)], 60)[0]
+    best = tune(model, [t], [round(tau * 1.08**i, 3) for i in range(-4, 5)], 60)[0]
     _write(folder / "diffseg.json", json.dumps({k: best[k] for k in ("threshold", "timestep")}) + "\n")
 
 
