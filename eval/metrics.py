@@ -6,7 +6,7 @@ classes so that the most pixels match; the counts are summed over all images bef
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -82,3 +82,44 @@ def summarise(counts: Counts | Iterable[Counts]) -> dict:
         "miou": float(iou[occurs].mean()) if occurs.any() else float("nan"),
         "iou": iou.tolist(),
     }
+
+
+def bootstrap(counts: Sequence[Counts], samples: int = 1000, level: float = 0.95, seed: int = 0) -> dict:
+    """Confidence intervals of accuracy and mIoU over images: the counts of as many images, drawn with replacement.
+
+    Returns:
+        {"accuracy": (low, high), "miou": (low, high)}, the central `level` of `samples` draws.
+    """
+    n = len(counts)
+    drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=samples).astype(np.float64)
+    tp, fp, fn = (drawn @ np.stack([getattr(c, kind) for c in counts]) for kind in ("tp", "fp", "fn"))
+    union, pixels = tp + fp + fn, drawn @ np.array([c.pixels for c in counts])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        accuracy = tp.sum(1) / pixels
+        miou = np.where(union > 0, tp / union, 0).sum(1) / (union > 0).sum(1)
+    tails = [(1 - level) / 2, (1 + level) / 2]
+    return {
+        name: tuple(float(x) for x in np.nanquantile(values, tails))
+        for name, values in (("accuracy", accuracy), ("miou", miou))
+    }
+
+
+def tie_sensitivity(hists: Sequence[np.ndarray], orders: int = 20, seed: int = 0) -> tuple[float, float]:
+    """Smallest and largest mIoU over random orders of classes and segments.
+
+    Which absent class a surplus segment falls to gains nothing, so the solver decides it by position; accuracy does
+    not depend on it, mIoU does.
+
+    Args:
+        hists: int64 [classes, columns] per image, from `histogram`.
+    """
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(orders):
+        total: list[Counts] = []
+        for hist in hists:
+            rows, columns = rng.permutation(hist.shape[0]), rng.permutation(hist.shape[1])
+            shuffled, back = match(hist[rows][:, columns]), np.argsort(rows)
+            total.append(Counts(shuffled.tp[back], shuffled.fp[back], shuffled.fn[back], shuffled.pixels))
+        found.append(summarise(total)["miou"])
+    return min(found), max(found)

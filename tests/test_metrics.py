@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffseg.eval.metrics import histogram, match, summarise
+from diffseg.eval.metrics import bootstrap, histogram, match, summarise, tie_sensitivity
 from tests.golden import inputs
 from tests.test_segmentation import GOLDEN
 
@@ -87,3 +87,45 @@ def test_every_pixel_is_counted_once_and_numbering_does_not_matter(seed, segment
 def test_images_add_up_in_any_order():
     counts = [match(np.random.default_rng(i).integers(0, 50, (27, 27))) for i in range(5)]
     assert summarise(counts) == summarise(counts[::-1]) == summarise(iter(counts))
+
+
+def random_counts(n: int, seed: int = 0) -> list:
+    rng = np.random.default_rng(seed)
+    return [match(rng.integers(0, 50, (5, 5)) * (rng.random((5, 5)) < 0.5)) for _ in range(n)]
+
+
+def test_bootstrap_of_equal_images_has_no_width():
+    counts = random_counts(1) * 20
+    summary, intervals = summarise(counts), bootstrap(counts, samples=50)
+    for name in ("accuracy", "miou"):
+        assert intervals[name] == pytest.approx((summary[name],) * 2)
+
+
+def test_bootstrap_is_that_of_a_plain_loop():
+    counts = random_counts(30)
+    drawn = np.random.default_rng(0).multinomial(30, np.full(30, 1 / 30), size=40)
+    plain = [summarise([c for c, times in zip(counts, row, strict=True) for _ in range(times)]) for row in drawn]
+    intervals = bootstrap(counts, samples=40)
+    for name in ("accuracy", "miou"):
+        expected = np.quantile([p[name] for p in plain], [0.025, 0.975])
+        assert intervals[name] == pytest.approx(tuple(expected), abs=1e-12)
+
+
+def test_bootstrap_contains_the_value_and_narrows():
+    few, many = random_counts(20), random_counts(500)
+    for counts in (few, many):
+        low, high = bootstrap(counts)["accuracy"]
+        assert low < summarise(counts)["accuracy"] < high
+    width = [np.diff(bootstrap(counts)["accuracy"])[0] for counts in (few, many)]
+    assert width[1] < width[0] / 3
+
+
+def test_tie_sensitivity_by_hand():
+    """Class 0 in three parts beside absent classes 1 and 2: wherever the surplus falls, the mean is the same. With a
+    second image full of class 1, it matters whether the surplus falls to class 1 or to a class never seen."""
+    three_parts = np.array([[5, 5, 5], [0, 0, 0], [0, 0, 0]])
+    assert tie_sensitivity([three_parts]) == pytest.approx((1 / 9, 1 / 9))
+    two_parts, other = np.array([[6, 4, 0], [0, 0, 0], [0, 0, 0]]), np.array([[0, 0, 0], [8, 0, 0], [0, 0, 0]])
+    low, high = tie_sensitivity([two_parts, other])
+    assert low == pytest.approx((0.6 + 1 + 0) / 3)  # the surplus falls to class 2
+    assert high == pytest.approx((0.6 + 8 / 12) / 2)  # to class 1

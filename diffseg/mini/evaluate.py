@@ -84,6 +84,11 @@ def gallery(seg: DiffSeg, indices: Iterable[int], side: int = 200) -> Image.Imag
     return sheet
 
 
+def _with_interval(row: dict, name: str) -> str:
+    low, high = row["interval"][name]
+    return f"{row[name]:.3f} ({low:.3f} to {high:.3f})"
+
+
 def main(
     folder: Annotated[str, typer.Argument(help="Model to evaluate.")] = "mini",
     scenes: Annotated[int, typer.Option(help="Held-out scenes.")] = 200,
@@ -104,7 +109,7 @@ def main(
         for method, segment in methods.items():
             row = score(dataset, segment, method)
             print(
-                f"{name}: {method}: accuracy {row['accuracy']:.3f}, mIoU {row['miou']:.3f}, "
+                f"{name}: {method}: accuracy {_with_interval(row, 'accuracy')}, mIoU {_with_interval(row, 'miou')}, "
                 f"{row['segments']:.1f} segments"
             )
 
