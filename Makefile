@@ -1,7 +1,7 @@
 PYTHON ?= python3
 RUN = .venv/bin/python
 
-.PHONY: help setup test test-quick lint eval bench mini clean
+.PHONY: help setup eval test test-quick data-coco lint bench mini clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -22,6 +22,9 @@ test: setup      ## all tests (a few minutes, 8 GB of memory)
 
 test-quick: setup  ## without the slow ones
 	$(RUN) -m pytest -m "not slow"
+
+data-coco: setup  ## fetch COCO val2017 photos and stuff labels into DATA (about 1.5 GB)
+	$(RUN) -m diffseg.datasets.download $(or $(DATA),data/coco)
 
 lint: setup      ## style and types
 	$(RUN) -m ruff check .
