@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 EMBEDDED = {"mini": Path(__file__).parent / "mini" / "weights"}
@@ -253,10 +254,12 @@ def resolve_device(device: str | torch.device) -> torch.device:
         place = torch.device(device)
     except RuntimeError:
         raise ValueError(f"{device!r} is not a device: use auto, cpu, cuda or cuda:N") from None
-    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+    try:
+        torch.empty(1, device=place)
+    except (RuntimeError, AssertionError, NotImplementedError):
         raise ValueError(
             f"device {device!r} is not there ({torch.cuda.device_count()} CUDA devices found): use cpu or auto"
-        )
+        ) from None
     return place
 
 
@@ -282,7 +285,7 @@ def _load(name: str, source: str, revision: str | None, dtype: torch.dtype) -> D
             return DiffusionPipeline.from_pretrained(
                 source, revision=revision, dtype=dtype, use_safetensors=True, low_cpu_mem_usage=True, **unused
             )
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
             embedded = ", ".join(EMBEDDED)
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             if Path(source).is_dir():

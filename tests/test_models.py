@@ -114,9 +114,15 @@ def test_folders_that_are_no_models(folders, tmp_path):
     pickled = save_pipeline("sd1", tmp_path / "pickled", safe_serialization=False)
     with pytest.raises(ValueError, match=r"no \.safetensors weights"):
         DiffSeg.from_pretrained(str(pickled))
+
+
+@pytest.mark.parametrize(
+    "part", ["unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors", "vae/config.json",
+             "tokenizer/tokenizer.json", "model_index.json"]
+)  # fmt: skip
+def test_a_damaged_folder_is_named(folders, tmp_path, part):
     broken = shutil.copytree(folders["sd1"], tmp_path / "broken")
-    weights = broken / "unet" / "diffusion_pytorch_model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:1000])
+    (broken / part).write_bytes((broken / part).read_bytes()[:100])
     with pytest.raises(ValueError, match="cannot be loaded") as caught:
         DiffSeg.from_pretrained(str(broken))
     assert str(broken) in str(caught.value)

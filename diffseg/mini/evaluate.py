@@ -51,6 +51,7 @@ def tune(model: DiffusionModel, timesteps: Sequence[int], thresholds: Sequence[f
     return sorted(rows, key=lambda row: -row["miou"])
 
 
+GALLERY = (0, 1, 2, 3, 4, 5)  # indices of the held-out scenes that are shown
 POINTS = ((0.15, 0.3), (0.45, 0.7), (0.65, 0.35), (0.9, 0.6))  # (row, column) as fractions
 
 
@@ -96,9 +97,15 @@ def main(
         Path | None, typer.Option(help="Also score on photos in COCO's layout (val2017/, stuffthingmaps/).")
     ] = None,
     controls: Annotated[bool, typer.Option(help="Also score k-means on colour.")] = True,
+    pictures: Annotated[Path | None, typer.Option(help="Write gallery.png and attention.png to this folder.")] = None,
 ) -> None:
     """Scores a model with its default settings on held-out scenes (and real photos) beside the control."""
     seg = DiffSeg.from_pretrained(folder)
+    if pictures:
+        pictures.mkdir(parents=True, exist_ok=True)
+        gallery(seg, GALLERY).save(pictures / "gallery.png")
+        shown = scene(TEST_SEED, GALLERY[0]).image
+        attention_picture(seg.model, shown, seg.settings().timestep).save(pictures / "attention.png")
     sets: dict[str, Dataset] = {f"{scenes} held-out scenes": Scenes(scenes, TEST_SEED)}
     if coco:
         sets["real photos"] = CocoStuff27(coco, split="all")
