@@ -1,7 +1,7 @@
 """Images -> attention maps, by one pass of a pretrained latent diffusion model (the paper's section 3.1).
 
-The only module that imports diffusers. `attention_maps` works on any diffusers UNet with transformer blocks;
-`DiffusionModel` adds the autoencoder and the text encoders around it.
+The only module that imports diffusers, but for the training of the embedded model. `attention_maps` works on any
+diffusers UNet with transformer blocks; `DiffusionModel` adds the autoencoder and the text encoders around it.
 """
 
 from __future__ import annotations
