@@ -37,17 +37,17 @@ def segment(
     ] = "mini",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
     threshold: Annotated[
-        str | None, typer.Option(help="tau in nats; one, or one per iteration: 0.5,0.9,1.1. [default: the model's own]")
+        str | None, typer.Option(help="tau in nats; one, or one per iteration: 0.5,0.9,1.1. (default: the model's own)")
     ] = None,
     anchors: Annotated[int, typer.Option(help="M of the M x M grid of anchors.")] = 16,
     iterations: Annotated[
-        int | None, typer.Option(help="N, iterations of merging. [default: as many as thresholds, else 3]")
+        int | None, typer.Option(help="N, iterations of merging. (default: as many as thresholds, else 3)")
     ] = None,
     weights: Annotated[
         str | None,
-        typer.Option(help="R, finest resolution first: 64,32,16,8. [default: proportional to the resolution]"),
+        typer.Option(help="R, finest resolution first: 64,32,16,8. (default: proportional to the resolution)"),
     ] = None,
-    timestep: Annotated[int | None, typer.Option(help="t, 0 to 999. [default: the model's own]")] = None,
+    timestep: Annotated[int | None, typer.Option(help="t, 0 to 999. (default: the model's own)")] = None,
     refine: Annotated[bool, typer.Option("--refine", help="k-means over all attention maps at the end.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     size: Annotated[
@@ -59,13 +59,19 @@ def segment(
         jobs = name_outputs(find_photos(photos))
         thresholds = None if threshold is None else _numbers("--threshold", threshold)
         numbers = None if weights is None else _numbers("--weights", weights)
-        check_writable(out)
-        from diffseg.segmenter import DiffSeg
+        from diffseg.segmenter import DiffSeg, Settings
 
+        options: dict[str, Any] = {
+            "anchors": anchors,
+            "iterations": iterations,
+            "weights": numbers,
+            "refine": refine,
+            "size": size,
+        }
+        Settings.make(thresholds or 1.0, timestep=300 if timestep is None else timestep, **options)  # before any work
+        check_writable(out)
         seg = DiffSeg.from_pretrained(model, revision=revision, device=device)
-        settings = seg.settings(
-            thresholds, timestep, anchors=anchors, iterations=iterations, weights=numbers, refine=refine, size=size
-        )
+        settings = seg.settings(thresholds, timestep, **options)
         failed = segment_files(seg, settings, jobs, out)
     if failed:
         raise typer.Exit(1)
@@ -157,7 +163,8 @@ def segment_files(seg: DiffSeg, settings: Settings, jobs: dict[str, Path], out: 
     failed: dict[Path, str] = {}
     segments, start, screen = 0, time.perf_counter(), Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=screen, transient=True) as progress:
+    typer.echo(f"segmenting {len(jobs)} photo{'s' * (len(jobs) != 1)} with {seg.model.name}", err=True)
+    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress:
         task = progress.add_task("segmenting", total=len(jobs))
         for name, photo in jobs.items():
             progress.update(task, description=photo.name)

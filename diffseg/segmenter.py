@@ -39,7 +39,7 @@ class Settings:
 
     def __post_init__(self):
         if not self.threshold or not all(0 < t < math.inf for t in self.threshold):
-            raise ValueError(f"threshold must be above 0, got {list(self.threshold)}")
+            raise ValueError(f"threshold must be above 0, got {', '.join(f'{t:g}' for t in self.threshold) or 'none'}")
         if self.anchors < 1:
             raise ValueError(f"anchors must be at least 1, got {self.anchors}")
         if not 0 <= self.timestep <= 999:
@@ -122,7 +122,7 @@ class Segmentation:
             "height": self.labels.shape[0],
             "width": self.labels.shape[1],
             "model": self.model,
-            "settings": asdict(self.settings),
+            "settings": {**asdict(self.settings), "iterations": len(self.settings.threshold)},
             "timings_s": {k: round(v, 4) for k, v in self.timings_s.items()},
             "segments": self.segments(),
         }

@@ -32,7 +32,8 @@ def score(dataset: Dataset, segment: Segmenter, name: str) -> dict[str, Any]:
         smallest and largest mIoU that other orders of classes give; segments: their mean number per image.
     """
     hists, segments = [], 0
-    for key in track(dataset.keys, name, console=Console(stderr=True), transient=True):
+    screen = Console(stderr=True)
+    for key in track(dataset.keys, name, console=screen, transient=True, disable=not screen.is_terminal):
         truth = dataset.label(key)
         labels = segment(dataset.image(key), truth)
         hists.append(histogram(truth, labels, len(dataset.classes)))
@@ -75,6 +76,7 @@ def main(
 
     seg, dataset = DiffSeg.from_pretrained(model, device=device), Scenes(scenes)
     settings = seg.settings()
+    typer.echo(f"segmenting {scenes} scenes with {model}", err=True)
     result = score(dataset, diffseg(seg, settings), "segmenting scenes")
     title = f"{model} on {scenes} generated scenes\nt = {settings.timestep}, threshold = {settings.threshold[0]:g}"
     Console().print(table(dataset, result, title))

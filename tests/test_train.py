@@ -49,7 +49,9 @@ def test_an_interrupted_training_ends_with_the_same_weights(tmp_path, monkeypatc
 
     folder = tmp_path / "model"
     train.export(folder, *whole)
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)  # diffusers' own class
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        folder, dtype=torch.float32, safety_checker=None
+    )  # diffusers' own class
     with torch.no_grad():
         picture = pipeline("a photo of grass", num_inference_steps=2, height=64, width=64, output_type="np").images[0]
     assert picture.shape == (64, 64, 3)
