@@ -98,7 +98,7 @@ def _generator(*key: int) -> np.random.Generator:
 
 
 def _tensor(images: np.ndarray, device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.from_numpy(np.array(images)).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 # --- checkpoints ------------------------------------------------------------------------------------------------------
