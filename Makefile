@@ -34,7 +34,7 @@ lint: setup      ## style and types
 bench: setup     ## seconds per stage, peak memory, merging against the straightforward way
 	$(RUN) -m diffseg.eval.bench
 
-mini: setup      ## train the embedded model again from nothing (hours on a CPU); an interrupted training continues
+mini: setup      ## train the embedded model again from nothing (over an hour on two cores); an interrupted training continues
 	$(RUN) -m diffseg.mini.train
 
 clean:           ## remove what make made

@@ -161,7 +161,7 @@ def train_autoencoder(work: Path, recipe: Recipe, device: torch.device, sources:
         optimiser.load_state_dict(state["optimiser"])
         first = state["step"]
         model.register_to_config(scaling_factor=state["scaling_factor"])
-    steps, bar = recipe.steps_autoencoder, None
+    steps = recipe.steps_autoencoder
     for step in (bar := tqdm(range(first, steps), "autoencoder", steps, initial=first, mininterval=5)):
         rng = _generator(recipe.seed, 1, step)
         crops = []
@@ -460,7 +460,7 @@ def main(
     if torch.cuda.is_available()
     else "cpu",
 ) -> None:
-    """Trains the embedded model (about two hours on two CPU cores, minutes on a GPU)."""
+    """Trains the embedded model (about an hour and a half on two CPU cores)."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     recipe, place = Recipe(), torch.device(device)
     work.mkdir(parents=True, exist_ok=True)
