@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +34,15 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def fingerprint(self) -> str:
+        """Changes with the keys and with the photos' files (sha256 of keys and file sizes, 16 hex digits)."""
+        facts = [(key, file.stat().st_size if (file := self.file(key)) and file.is_file() else 0) for key in self.keys]
+        return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
+    def file(self, key: str) -> Path | None:
+        """The photo's file; None where there is none."""
+        return None
+
     def photo(self, key: str) -> np.ndarray:
         """The photo as stored, uint8 [H, W, 3]."""
         raise NotImplementedError(f"{type(self).__name__} does not say how its photos are read")
@@ -47,19 +59,21 @@ class Dataset:
         """int16 [size, size], -1 = ignored: centre crop, nearest-exact."""
         return resize_label(self.raw_label(key), self.size)
 
-    def pair(self, key: str) -> tuple[torch.Tensor, np.ndarray]:
-        """Image and label of a key.
+    def check_size(self, key: str, shape: tuple[int, ...]) -> None:
+        """Checks that the photo of a key, by its file's header, is of its label's shape (height, width).
 
         Raises:
-            DataError: they are not of one size, or one of the files is damaged.
+            DataError: it is not, or the photo is missing or damaged.
         """
-        photo, label = self.photo(key), self.raw_label(key)
-        if photo.shape[:2] != label.shape:
+        file = self.file(key)
+        if file is None:
+            return
+        width, height = _read_size(file)
+        if (height, width) != shape:
             raise DataError(
-                f"{key}: the photo is {photo.shape[1]} x {photo.shape[0]} but its label {label.shape[1]} x "
-                f"{label.shape[0]} pixels: one of the two files belongs to another version of the data set"
+                f"{file} is {width} x {height} but its label {shape[1]} x {shape[0]} pixels: one of the two files "
+                f"belongs to another version of the data set; fetch both again"
             )
-        return image_to_pixels(photo, self.size), resize_label(label, self.size)
 
 
 def read_photo(path: Path) -> np.ndarray:
@@ -84,9 +98,21 @@ def read_map(path: Path) -> np.ndarray:
 
 
 def _read(path: Path, mode: str | None) -> np.ndarray:
+    with _named(path), Image.open(path) as image:
+        return np.asarray(image.convert(mode) if mode else image)
+
+
+def _read_size(path: Path) -> tuple[int, int]:
+    """(width, height) by the file's header."""
+    with _named(path), Image.open(path) as image:
+        return image.size
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Errors of reading a picture, as one sentence that names it."""
     try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert(mode) if mode else image)
+        yield
     except FileNotFoundError:
         raise DataError(f"{path} is missing: fetch it again, or remove its partner") from None
     except (OSError, SyntaxError, EOFError) as error:

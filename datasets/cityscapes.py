@@ -48,9 +48,13 @@ class Cityscapes(Dataset):
         whole = split == "val" and len(self.keys) != 500
         self.note = f"{len(self.keys)} of the 500 frames of val" if whole else ""
 
+    def file(self, key: str) -> Path:
+        """ROOT/leftImg8bit/SPLIT/KEY_leftImg8bit.png."""
+        return self._photos / f"{key}_leftImg8bit.png"
+
     def photo(self, key: str) -> np.ndarray:
         """uint8 [1024, 2048, 3]."""
-        return read_photo(self._photos / f"{key}_leftImg8bit.png")
+        return read_photo(self.file(key))
 
     def raw_label(self, key: str) -> np.ndarray:
         """int32 [1024, 2048]: labelIds 7..33 -> 0..26, all else -1."""

@@ -120,9 +120,13 @@ class CocoStuff27(Dataset):
         if split == "stuff27":
             self.keys = self._split()
 
+    def file(self, key: str) -> Path:
+        """ROOT/val2017/KEY.jpg."""
+        return self._photos / f"{key}.jpg"
+
     def photo(self, key: str) -> np.ndarray:
         """uint8 [H, W, 3]."""
-        return read_photo(self._photos / f"{key}.jpg")
+        return read_photo(self.file(key))
 
     def raw_label(self, key: str) -> np.ndarray:
         """int32 [H, W], 0..26, -1 = unlabelled."""

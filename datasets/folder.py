@@ -58,9 +58,13 @@ class Folder(Dataset):
     def _label_path(self, key: str) -> Path:
         return self.root / f"{key}{self._suffix}"
 
+    def file(self, key: str) -> Path:
+        """The photo's file."""
+        return self._photos[key]
+
     def photo(self, key: str) -> np.ndarray:
         """uint8 [H, W, 3]."""
-        return read_photo(self._photos[key])
+        return read_photo(self.file(key))
 
     def raw_label(self, key: str) -> np.ndarray:
         """int32 [H, W], `ignore` -> -1."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from diffseg.files import check_writable, write
 
 if TYPE_CHECKING:
     from diffseg.segmenter import DiffSeg, Segmentation, Settings
@@ -69,7 +69,7 @@ def segment(
             "size": size,
         }
         Settings.make(thresholds or 1.0, timestep=300 if timestep is None else timestep, **options)  # before any work
-        check_writable(out)
+        check_writable(out, "choose another with --out")
         seg = DiffSeg.from_pretrained(model, revision=revision, device=device)
         settings = seg.settings(thresholds, timestep, **options)
         failed = segment_files(seg, settings, jobs, out)
@@ -136,22 +136,6 @@ def name_outputs(photos: list[Path]) -> dict[str, Path]:
     return dict(sorted(jobs.items()))
 
 
-def check_writable(folder: Path) -> None:
-    """Makes the folder and writes into it once, before hours of work depend on it.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OSError(
-            f"cannot write to the output folder {folder} ({error.strerror}): choose another with --out"
-        ) from None
-
-
 def segment_files(seg: DiffSeg, settings: Settings, jobs: dict[str, Path], out: Path) -> dict[Path, str]:
     """Segments photos into the folder `out`, with progress and a summary. Returns {photo: what was wrong with it}.
 
@@ -191,22 +175,9 @@ def write_results(made: Segmentation, photo: Path, stem: Path) -> None:
     from diffseg.images import label_image
 
     labels, picture, record = (stem.with_name(stem.name + suffix) for suffix in OUTPUTS)
-    _replace(labels, lambda f: label_image(made.labels).save(f, "PNG"))
-    _replace(picture, lambda f: made.overlay().save(f, "PNG"))
-    text = json.dumps({"photo": str(photo), **made.as_dict()}, indent=1) + "\n"
-    _replace(record, lambda f: f.write(text.encode()))
-
-
-def _replace(path: Path, write: Callable[[Any], Any]) -> None:
-    """Writes to a temporary name beside `path` and renames it."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            write(file)
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise OSError(f"cannot write {path} ({error.strerror or error}); what is finished is kept") from None
+    write(labels, lambda f: label_image(made.labels).save(f, "PNG"))
+    write(picture, lambda f: made.overlay().save(f, "PNG"))
+    write(record, json.dumps({"photo": str(photo), **made.as_dict()}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,88 +1,451 @@
-"""Scores segmenters on data sets: `make eval`, the embedded model on generated scenes it has never seen."""
+"""`diffseg-eval`: data sets in, label maps on disk, numbers out. The only module that knows Hydra.
+
+diffseg-eval                                       the embedded model on generated scenes
+diffseg-eval experiment=coco dataset.root=DIR      the paper's COCO-Stuff-27
+diffseg-eval -m segmenters.diffseg.threshold=0.4,0.6,0.8
+diffseg-eval 'stages=[score,report]' labels=DIR dataset=coco_stuff27
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Any
+import difflib
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
-import numpy as np
+import hydra
+import pandas as pd
 import torch
-import typer
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, InstantiationException
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
+from diffseg.attention import EMBEDDED, DiffusionModel, resolve_device
 from diffseg.datasets.base import Dataset
-from diffseg.eval.metrics import bootstrap, histogram, match, summarise, tie_sensitivity
-from diffseg.segmenter import DiffSeg, Settings
+from diffseg.eval.check import check, read_reference
+from diffseg.eval.predict import missing, predict, shard_of
+from diffseg.eval.report import write_report
+from diffseg.eval.runs import Run, code_fingerprint, digest, model_fingerprint, open_run
+from diffseg.eval.score import read_summary, score, summarise_images, write_images
+from diffseg.eval.segmenters import Oracle
+from diffseg.eval.tracker import Tracker
+from diffseg.files import write
 
-Segmenter = Callable[[torch.Tensor, np.ndarray], np.ndarray]  # pixels [3, H, W], truth [H, W] -> labels [H, W]
+STAGES = ("predict", "score", "report", "check")
 
 
-def diffseg(seg: DiffSeg, settings: Settings) -> Segmenter:
-    """DiffSeg, which never looks at the truth but for its size."""
-    return lambda pixels, truth: seg.segment_pixels(pixels[None], settings, (truth.shape[0], truth.shape[1]))[0]
+class MovedError(ValueError):
+    """Metrics that are not what the reference expects."""
 
 
-def score(dataset: Dataset, segment: Segmenter, name: str) -> dict[str, Any]:
-    """Scores a segmenter on a data set by the paper's protocol.
+def _recommended(name: str, key: str, default: Any) -> Any:
+    """What a local model's folder recommends (diffseg.json), else the default: ${recommended:NAME,KEY,DEFAULT}."""
+    file = Path(EMBEDDED.get(name, name)) / "diffseg.json"
+    return json.loads(file.read_text()).get(key, default) if file.is_file() else default
+
+
+OmegaConf.register_new_resolver("recommended", _recommended, replace=True)
+
+
+# --- one run ----------------------------------------------------------------------------------------------------------
+
+
+def evaluate(config: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    """One run: the stages asked for, each only as far as it is not done yet.
+
+    Args:
+        config: the resolved configuration, see conf/config.yaml. names: of the chosen "dataset" and "model".
 
     Returns:
-        `summarise`'s accuracy, miou and iou; interval: {"accuracy", "miou": (low, high)}, 95 % over images; ties: the
-        smallest and largest mIoU that other orders of classes give; segments: their mean number per image.
+        The run's summary (what summary.json holds), or {} where nothing was scored yet.
+
+    Raises:
+        ValueError, OSError: one sentence that says what is wrong and what to do.
     """
-    hists, segments = [], 0
-    screen = Console(stderr=True)
-    for key in track(dataset.keys, name, console=screen, transient=True, disable=not screen.is_terminal):
-        truth = dataset.label(key)
-        labels = segment(dataset.image(key), truth)
-        hists.append(histogram(truth, labels, len(dataset.classes)))
-        segments += len(np.unique(labels))
-    counts = [match(hist) for hist in hists]
-    return summarise(counts) | {
-        "interval": bootstrap(counts),
-        "ties": tie_sensitivity(hists),
-        "segments": segments / len(counts),
-    }
+    _check_options(config)
+    stages, skip = config["stages"], config["on_error"] == "skip"
+    reference = read_reference(config["reference"]) if "check" in stages else None
+    dataset: Dataset = instantiate(config["dataset"])
+    segmenters = {name: instantiate(settings) for name, settings in config["segmenters"].items()}
+    tracker: Tracker = instantiate(config["tracker"])
+    keys = shard_of(dataset.keys, config["shard"])
+    predicting = "predict" in stages and not config["labels"]
+    run = _open(config, names, dataset, predicting)
+    say(f"{dataset_line(names['dataset'], dataset)} -> {run.folder}")
+    if predicting:
+        _predict(config, run, dataset, segmenters, keys, skip)
+    summary: dict[str, Any] = {}
+    if "score" in stages and _can_score(config, run, dataset):
+        summary = _score(config, names, run, dataset, skip)
+        tracker.track(run, config, summary, dataset)
+    if "report" in stages and (summary or (run.folder / "summary.json").exists()):
+        summary = summary or read_summary(run.folder)
+        Console().print(result_table(summary))
+        say(f"report: {write_report(run, dataset, summary, config)}")
+    if reference is not None:
+        summary = summary or read_summary(run.folder)
+        _check(summary, reference)
+    return {**summary, "folder": str(run.folder)} if summary else {}
 
 
-def table(dataset: Dataset, result: dict[str, Any], title: str) -> Table:
-    """The result of `score` for the terminal, in percent; classes that do not occur are left out."""
+def say(text: str) -> None:
+    """Tells the user, without disturbing what is printed as result."""
+    print(text, file=sys.stderr, flush=True)
 
-    def percent(name: str) -> str:
-        low, high = result["interval"][name]
-        return f"{100 * result[name]:.1f} ({100 * low:.1f} to {100 * high:.1f})"
 
-    shown = Table(title=title, show_footer=True)
-    shown.add_column("class", "mIoU\npixel accuracy\nsegments per image")
-    shown.add_column(
-        "IoU %  (95 % interval over images)",
-        f"{percent('miou')}\n{percent('accuracy')}\n{result['segments']:.1f}",
-        justify="right",
+def dataset_line(name: str, dataset: Dataset) -> str:
+    """What is evaluated: "scenes, 64 images", with the note on subsets."""
+    return f"{name}, {len(dataset)} images" + (f" ({dataset.note})" if dataset.note else "")
+
+
+def _check_options(config: dict[str, Any]) -> None:
+    unknown = [s for s in config["stages"] if s not in STAGES]
+    if unknown or not config["stages"]:
+        raise ValueError(f"stages must be some of {', '.join(STAGES)}; got {config['stages']}")
+    if config["on_error"] not in ("stop", "skip"):
+        raise ValueError(f"on_error must be stop or skip, got {config['on_error']!r}")
+    for name, least in (("batch_size", 1), ("workers", 0), ("resamples", 1)):
+        if type(config[name]) is not int or config[name] < least:
+            raise ValueError(f"{name} must be a whole number, at least {least}; got {config[name]!r}")
+    if not config["segmenters"]:
+        raise ValueError("there is no segmenter: add one, such as segmenter@segmenters.diffseg=diffseg")
+    if "check" in config["stages"] and not config["reference"]:
+        raise ValueError("the stage check needs reference=NAME or a file")
+    if config["labels"] and not Path(config["labels"]).is_dir():
+        raise ValueError(f"there is no folder {config['labels']} of label maps (labels=DIR)")
+
+
+def _open(config: dict[str, Any], names: dict[str, str], dataset: Dataset, predicting: bool) -> Run:
+    """The run's folder; its name begins with what it is and ends with the hash of what changes its labels."""
+    identity = {"dataset": {**config["dataset"], "fingerprint": dataset.fingerprint()}, "code": code_fingerprint()}
+    if config["labels"]:
+        masks = {"folder": str(Path(config["labels"]).resolve()), "suffix": config["labels_suffix"]}
+        identity |= {"segmenters": {"labels": masks}}
+        prefix = f"{names['dataset']}-labels"
+    else:
+        weights = model_fingerprint(config["model"]["name"])
+        identity |= {
+            "model": {**config["model"], "weights": weights},
+            "timestep": config["timestep"],
+            "dtype": config["dtype"],
+            "segmenters": config["segmenters"],
+        }
+        prefix = f"{names['dataset']}-{names['model']}"
+    identity = json.loads(json.dumps(identity))
+    folder = Path(config["run"] or Path(config["runs"]) / f"{prefix}-{digest(identity)[:8]}")
+    made_with = None
+    if predicting:
+        place, dtype = resolve_device(config["device"]), _dtype(config)
+        made_with = {"device": place.type, "dtype": str(dtype).removeprefix("torch.")}
+    create = predicting or bool(config["labels"])
+    return open_run(folder, identity, OmegaConf.to_yaml(config), made_with, create)
+
+
+def _dtype(config: dict[str, Any]) -> torch.dtype:
+    if config["dtype"] is None:
+        return torch.float32 if resolve_device(config["device"]).type == "cpu" else torch.float16
+    allowed = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    if config["dtype"] not in allowed:
+        raise ValueError(f"dtype must be one of {', '.join(allowed)}, got {config['dtype']!r}")
+    return allowed[config["dtype"]]
+
+
+def _predict(
+    config: dict[str, Any], run: Run, dataset: Dataset, segmenters: dict[str, Any], keys: Sequence[str], skip: bool
+) -> None:
+    def load() -> DiffusionModel:
+        return _load_model(json.dumps(config["model"]), config["device"], _dtype(config))
+
+    if any(isinstance(s, Oracle) for s in segmenters.values()) and not dataset.labelled:
+        raise ValueError("a segmenter that is told the truth needs labels, and this data set has none")
+    there = len(keys) - len(missing(run, keys))
+    if there and there < len(keys):
+        say(f"continuing: {there} of {len(keys)} label maps are there")
+    done = predict(
+        run, dataset, keys, segmenters, load, config["timestep"], config["batch_size"], config["workers"], skip
     )
-    for name, iou in zip(dataset.classes, result["iou"], strict=True):
-        if not np.isnan(iou):
-            shown.add_row(name, f"{100 * iou:.1f}")
+    left_out = len(missing(run, keys))
+    say(f"predict: {done} images segmented" if done else "predict: nothing to do, every label map is there")
+    if left_out:
+        say(f"predict: {left_out} images left out, see {run.folder / 'errors'}")
+    if not missing(run, dataset.keys):
+        run.remove_partials()
+
+
+@lru_cache(maxsize=1)  # the jobs of a sweep share it
+def _load_model(settings: str, device: str, dtype: torch.dtype) -> DiffusionModel:
+    return instantiate(json.loads(settings), device=device, dtype=dtype)
+
+
+def _can_score(config: dict[str, Any], run: Run, dataset: Dataset) -> bool:
+    """Whether scoring makes sense now; says why not."""
+    if not dataset.labelled:
+        say("score: this data set has no labels, so there is nothing to score")
+        return False
+    if config["labels"]:
+        return True
+    lacking = [k for k in missing(run, dataset.keys) if not run.error(k).exists()]
+    if lacking and config["shard"][1] > 1 and "predict" in config["stages"]:
+        say(f"score: waits for the other shards, which lack {len(lacking)} images; then: stages=[score,report]")
+        return False
+    return True
+
+
+def _score(config: dict[str, Any], names: dict[str, str], run: Run, dataset: Dataset, skip: bool) -> dict[str, Any]:
+    """Scores unless that is done, writes images.parquet and summary.json, returns the summary."""
+    scored_with = digest({"run": run.identity, "resamples": config["resamples"], "skip": skip})
+    old = run.folder / "summary.json"
+    if old.exists() and not config["labels"] and read_summary(run.folder).get("scored_with") == scored_with:
+        say("score: nothing to do, summary.json is there")
+        return read_summary(run.folder)
+    if config["labels"]:
+        root, suffix = Path(config["labels"]), config["labels_suffix"]
+        _refuse_extra(root, suffix, dataset, skip)
+        images, skipped = score(
+            dataset, run.segmenters, lambda _, key: root / f"{key}{suffix}", config["workers"], skip
+        )
+    else:
+        images, skipped = score(dataset, run.segmenters, run.map, config["workers"], skip, run.skipped())
+    write_images(run.folder, images)
+    summary = {
+        "run": run.name,
+        "scored_with": scored_with,
+        "dataset": {"name": names["dataset"], "note": dataset.note, "classes": list(dataset.classes)},
+        "model": None if config["labels"] else config["model"]["name"],
+        "timestep": None if config["labels"] else config["timestep"],
+        "images": len(dataset) - len(skipped),
+        "skipped": skipped,
+        "segmenters": {
+            name: {"settings": run.identity["segmenters"][name]}
+            | summarise_images(rows, dataset.classes, config["resamples"])
+            for name, rows in images.items()
+        },
+    }
+    summary = json.loads(json.dumps(summary))
+    write(old, json.dumps(summary, indent=1) + "\n")
+    if skipped:
+        shown = "\n  ".join(f"{key}: {why}" for key, why in list(skipped.items())[:10])
+        say(f"score: {len(skipped)} images left out:\n  {shown}")
+    return summary
+
+
+def _refuse_extra(root: Path, suffix: str, dataset: Dataset, skip: bool) -> None:
+    """Label maps that belong to no image: probably masks of another data set, or keys that are named otherwise."""
+    there = {p.relative_to(root).as_posix().removesuffix(suffix) for p in root.rglob(f"*{suffix}")}
+    if not there:
+        raise ValueError(f"the folder {root} holds no label map named KEY{suffix} (other names: labels_suffix=...)")
+    extra = sorted(there - set(dataset.keys))
+    if extra:
+        text = f"{len(extra)} label maps in {root} belong to no image of the data set, such as {', '.join(extra[:3])}"
+        if not skip:
+            raise ValueError(f"{text}: remove them, or pass them over with on_error=skip")
+        say(text)
+
+
+def _check(summary: dict[str, Any], reference: dict[str, Any]) -> None:
+    rows = check(summary, reference)
+    shown = Table(*rows.columns, title="against the reference")
+    for row in rows.itertuples(index=False):
+        shown.add_row(*(f"{x:.4f}" if isinstance(x, float) else str(x) for x in row[:-1]), "ok" if row.ok else "MOVED")
+    Console().print(shown)
+    if not rows["ok"].all():
+        raise MovedError(f"{(~rows['ok']).sum()} of {len(rows)} metrics moved by more than their tolerance")
+
+
+def result_table(summary: dict[str, Any]) -> Table:
+    """Accuracy and mIoU with intervals, one row per segmenter, in percent."""
+    note = f", {summary['dataset']['note']}" if summary["dataset"]["note"] else ""
+    shown = Table(title=f"{summary['dataset']['name']}, {summary['images']} images{note}")
+    for name in ("segmenter", "accuracy %", "mIoU %", "mIoU over ties", "segments"):
+        shown.add_column(name, justify="left" if name == "segmenter" else "right")
+    for name, found in summary["segmenters"].items():
+        cells = []
+        for metric in ("accuracy", "miou"):
+            low, high = found["interval"][metric]
+            cells.append(f"{100 * found[metric]:.1f}\n({100 * low:.1f} to {100 * high:.1f})")
+        ties = " to ".join(f"{100 * x:.1f}" for x in found["ties"])
+        shown.add_row(name, *cells, ties, f"{found['segments']:.1f}")
     return shown
 
 
-def main(
-    model: Annotated[str, typer.Option(help="Embedded model, hub id or folder.")] = "mini",
-    scenes: Annotated[int, typer.Option(min=1, help="Number of held-out scenes.")] = 32,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
-) -> None:
-    """Segments held-out generated scenes, matches per image, prints accuracy, mIoU and IoU per class."""
-    from diffseg.datasets.scenes import Scenes
+# --- Hydra ------------------------------------------------------------------------------------------------------------
 
-    seg, dataset = DiffSeg.from_pretrained(model, device=device), Scenes(scenes)
-    settings = seg.settings()
-    typer.echo(f"segmenting {scenes} scenes with {model}", err=True)
-    result = score(dataset, diffseg(seg, settings), "segmenting scenes")
-    title = f"{model} on {scenes} generated scenes\nt = {settings.timestep}, threshold = {settings.threshold[0]:g}"
-    Console().print(table(dataset, result, title))
-    low, high = (100 * x for x in result["ties"])
-    Console().print(f"mIoU {low:.1f} to {high:.1f} %, depending on how the matching breaks its ties")
+
+class SweepTable(Callback):
+    """Keeps each sweep job's result and ends the sweep with one table: on the terminal, as CSV and as Markdown."""
+
+    failed = 0  # jobs of this process's sweep that ended with an error
+
+    def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
+        """Writes the job's result to the sweep's folder."""
+        if config.hydra.mode != RunMode.MULTIRUN:
+            return
+        result = {"overrides": list(job_return.overrides), **(job_return.return_value or {})}
+        folder = Path(config.hydra.sweep.dir) / "jobs"
+        folder.mkdir(parents=True, exist_ok=True)
+        write(folder / f"{int(config.hydra.job.num):05d}.json", json.dumps(result))
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Gathers the results."""
+        folder = Path(config.hydra.sweep.dir)
+        jobs = [json.loads(p.read_text()) for p in sorted((folder / "jobs").glob("*.json"))]
+        SweepTable.failed = sum("error" in job for job in jobs)
+        rows = sweep_rows(jobs)
+        write(folder / "table.csv", rows.to_csv(index=False))
+        write(folder / "table.md", markdown(rows))
+        shown = Table(*(c.rpartition(".")[2] for c in rows if c != "run"), title="sweep")
+        for row in rows.drop(columns="run", errors="ignore").itertuples(index=False):
+            shown.add_row(*map(_cell, row))
+        Console().print(shown)
+        say(f"{folder / 'table.csv'}, {folder / 'table.md'}")
+
+
+def sweep_rows(jobs: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """One row per job and segmenter: what the sweep varies, then the metrics; a failed job has its error instead."""
+    settings = [_settings(job) for job in jobs]
+    varied = {k for s in settings for k in s if any(other.get(k) != s[k] for other in settings)}
+    rows: list[dict[str, Any]] = []
+    for job in jobs:
+        setting = {k: v for k, v in _settings(job).items() if k in varied}
+        if "error" in job:
+            rows.append({**setting, "segmenter": "", "error": job["error"]})
+        for name, found in job.get("segmenters", {}).items():
+            low, high = found["interval"]["miou"]
+            metrics = {k: found[k] for k in ("accuracy", "miou")}
+            rest = {"miou_low": low, "miou_high": high, "segments": found["segments"], "run": job["run"]}
+            rows.append({**setting, "segmenter": name, **metrics, **rest})
+    table = pd.DataFrame(rows)
+    return table[[c for c in table if c not in ("run", "error")] + [c for c in ("run", "error") if c in table]]
+
+
+def _settings(job: dict[str, Any]) -> dict[str, str]:
+    return dict(o.lstrip("+").split("=", 1) for o in job["overrides"] if "=" in o)
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) and value == value else "" if value != value else str(value)
+
+
+def markdown(rows: pd.DataFrame) -> str:
+    """A table in Markdown."""
+    lines = [list(map(str, rows.columns)), ["---"] * len(rows.columns)]
+    lines += [list(map(_cell, row)) for row in rows.itertuples(index=False)]
+    return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
+
+
+@contextmanager
+def _one_sentence():
+    """Turns the errors that a user can mend into one sentence and exit status 2 (1: metrics have moved)."""
+    try:
+        yield
+    except MovedError as error:
+        say(f"diffseg-eval: {error}")
+        sys.exit(1)
+    except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
+        say(f"diffseg-eval: {_sentence(error)}")
+        sys.exit(2)
+
+
+def _sentence(error: BaseException) -> str:
+    """What the user needs of an error: Hydra wraps those of a constructor in its own."""
+    while isinstance(error, InstantiationException) and error.__cause__:
+        error = error.__cause__
+    lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("See https")]
+    return "\n".join(lines).removesuffix(".")
+
+
+@hydra.main(config_path="pkg://diffseg.conf", config_name="config", version_base="1.3")
+def _job(config: DictConfig) -> dict[str, Any]:
+    choices = HydraConfig.get().runtime.choices
+    names = {"dataset": choices["dataset"], "model": choices["model"]}
+    if HydraConfig.get().mode == RunMode.RUN:
+        with _one_sentence():
+            return evaluate(_resolved(config), names)
+    try:  # one bad setting does not end a sweep
+        return evaluate(_resolved(config), names)
+    except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
+        say(f"diffseg-eval: {_sentence(error)}")
+        return {"error": _sentence(error)}
+
+
+def _resolved(config: DictConfig) -> dict[str, Any]:
+    absent = sorted(OmegaConf.missing_keys(config))
+    if absent:
+        raise ValueError(f"{absent[0]} must be given: {absent[0]}=...")
+    return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+
+
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Refuses misspelt overrides before Hydra does, with the nearest name that exists.
+
+    Raises:
+        ValueError: a group, an option of a group or a key that does not exist.
+    """
+    from hydra import compose, initialize_config_module
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    chosen: list[str] = []  # groups: what keys there are depends on them
+    with initialize_config_module("diffseg.conf", version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        known = {group: loader.get_group_options(group) for group in loader.list_groups("")}
+        for one, text in zip(parsed, overrides, strict=True):
+            group, value = str(one.key_or_group), one.value()
+            if group not in known:
+                continue
+            if isinstance(value, str) and not one.is_delete() and value not in known[group]:
+                options = ", ".join(known[group])
+                raise ValueError(f"{text}: {group} is one of {options}{_nearest(value, known[group])}")
+            if not one.is_sweep_override():
+                chosen.append(text)
+        config = compose("config", chosen)
+    keys = _flat(config)
+    for one, text in zip(parsed, overrides, strict=True):
+        key = str(one.key_or_group)
+        if key.startswith("hydra") or key in known or one.is_add() or one.is_force_add() or one.is_delete():
+            continue
+        if one.package is None and key not in keys:
+            raise ValueError(f"{text}: there is no setting {key}{_nearest(key, [*keys, *known])}")
+
+
+def _flat(config: Any, prefix: str = "") -> list[str]:
+    """All keys of a configuration, inner nodes too, with dots."""
+    found = []
+    for key in config:
+        name = f"{prefix}{key}"
+        found.append(name)
+        child = config._get_node(key)
+        if isinstance(child, DictConfig) and not child._is_missing() and not child._is_none():
+            found += _flat(child, f"{name}.")
+    return found
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, 1, 0.6)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def main() -> None:
+    """The command `diffseg-eval`."""
+    overrides = [a for a in sys.argv[1:] if not a.startswith("-")]
+    with _one_sentence():
+        check_overrides(overrides)
+    _job()
+    if SweepTable.failed:
+        say(f"diffseg-eval: {SweepTable.failed} jobs of the sweep failed, see the table")
+        sys.exit(2)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    main()

@@ -172,7 +172,7 @@ def test_coco_labels_and_notes(coco):
     everything = CocoStuff27(coco, split="all")
     assert everything.keys == ["000000000001", "000000000002", "000000000003"]
     assert everything.note == ""
-    image, label = everything.pair("000000000002")
+    image, label = everything.image("000000000002"), everything.label("000000000002")
     assert image.shape == (3, 512, 512)
     assert set(np.unique(label)) == {CLASSES.index("animal-things"), CLASSES.index("plant-stuff")}
     assert everything.raw_label("000000000001")[0, :2].tolist() == [-1, CLASSES.index("plant-stuff")]
@@ -198,7 +198,7 @@ def test_bad_coco_folders_are_named(coco, tmp_path):
         CocoStuff27(coco)
     saved(Image.fromarray(np.full((300, 399), 100, np.uint8)), label)
     with pytest.raises(DataError, match="399 x 359 but its label 399 x 300"):
-        CocoStuff27(coco, split="all").pair("000000000003")
+        CocoStuff27(coco, split="all").check_size("000000000003", (300, 399))
     whole = label.read_bytes()
     label.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match=r"000000000003.png is damaged"):
@@ -243,7 +243,7 @@ def test_cityscapes(cityscapes):
         "frankfurt/frankfurt_000000_000002", "frankfurt/frankfurt_000000_000007", "munster/munster_000000_000005"
     ]  # fmt: skip
     assert len(data.classes) == 27
-    image, label = data.pair(data.keys[1])
+    image, label = data.image(data.keys[1]), data.label(data.keys[1])
     assert image.shape == (3, 512, 512)
     assert (label[:, :256] == -1).all()
     assert (label[:, 256:] == data.classes.index("road")).all()

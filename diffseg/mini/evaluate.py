@@ -1,6 +1,6 @@
-"""How good the embedded model is: scores beside controls, the choice of its defaults, pictures of its attention.
+"""The choice of the embedded model's defaults, and pictures of its attention: `python -m diffseg.mini.evaluate OUT`.
 
-`python -m diffseg.mini.evaluate [FOLDER]`; with --coco DIR also on real photos in COCO's layout.
+Its scores are those of `diffseg-eval experiment=controls dataset.count=200`.
 """
 
 from __future__ import annotations
@@ -13,27 +13,15 @@ import numpy as np
 import torch
 import typer
 from PIL import Image
-from rich import print
 from rich.console import Console
 from rich.progress import track
-from sklearn.cluster import KMeans
 
 from diffseg.attention import DiffusionModel
-from diffseg.datasets.base import Dataset
-from diffseg.datasets.coco_stuff import CLASSES, CocoStuff27
+from diffseg.datasets.coco_stuff import CLASSES
 from diffseg.datasets.scenes import TEST_SEED, TUNE_SEED, Scenes, scene
 from diffseg.eval.metrics import Counts, histogram, match, summarise
-from diffseg.eval.run import Segmenter, diffseg, score
 from diffseg.segmentation import aggregate, anchor_distances, merge, to_labels
 from diffseg.segmenter import DiffSeg
-
-
-def colour_kmeans(pixels: torch.Tensor, truth: np.ndarray) -> np.ndarray:
-    """The control: k-means on the pixels' colours, told the true number of classes."""
-    colours = pixels.permute(1, 2, 0).numpy()
-    k = max(len(np.unique(truth[truth >= 0])), 1)
-    fitted = KMeans(k, n_init=3, random_state=0).fit(colours[4::8, 4::8].reshape(-1, 3))
-    return fitted.predict(colours.reshape(-1, 3)).reshape(truth.shape)
 
 
 def tune(model: DiffusionModel, timesteps: Sequence[int], thresholds: Sequence[float], count: int) -> list[dict]:
@@ -85,40 +73,16 @@ def gallery(seg: DiffSeg, indices: Iterable[int], side: int = 200) -> Image.Imag
     return sheet
 
 
-def _with_interval(row: dict, name: str) -> str:
-    low, high = row["interval"][name]
-    return f"{row[name]:.3f} ({low:.3f} to {high:.3f})"
-
-
 def main(
-    folder: Annotated[str, typer.Argument(help="Model to evaluate.")] = "mini",
-    scenes: Annotated[int, typer.Option(help="Held-out scenes.")] = 200,
-    coco: Annotated[
-        Path | None, typer.Option(help="Also score on photos in COCO's layout (val2017/, stuffthingmaps/).")
-    ] = None,
-    controls: Annotated[bool, typer.Option(help="Also score k-means on colour.")] = True,
-    pictures: Annotated[Path | None, typer.Option(help="Write gallery.png and attention.png to this folder.")] = None,
+    out: Annotated[Path, typer.Argument(help="Folder for gallery.png and attention.png.")],
+    folder: Annotated[str, typer.Option(help="Model to show.")] = "mini",
 ) -> None:
-    """Scores a model with its default settings on held-out scenes (and real photos) beside the control."""
+    """Draws held-out scenes with their segments, and the attention of one of them."""
     seg = DiffSeg.from_pretrained(folder)
-    if pictures:
-        pictures.mkdir(parents=True, exist_ok=True)
-        gallery(seg, GALLERY).save(pictures / "gallery.png")
-        shown = scene(TEST_SEED, GALLERY[0]).image
-        attention_picture(seg.model, shown, seg.settings().timestep).save(pictures / "attention.png")
-    sets: dict[str, Dataset] = {f"{scenes} held-out scenes": Scenes(scenes, TEST_SEED)}
-    if coco:
-        sets["real photos"] = CocoStuff27(coco, split="all")
-    for name, dataset in sets.items():
-        methods: dict[str, Segmenter] = {"DiffSeg": diffseg(seg, seg.settings())}
-        if controls:
-            methods["k-means on colour, true k"] = colour_kmeans
-        for method, segment in methods.items():
-            row = score(dataset, segment, method)
-            print(
-                f"{name}: {method}: accuracy {_with_interval(row, 'accuracy')}, mIoU {_with_interval(row, 'miou')}, "
-                f"{row['segments']:.1f} segments"
-            )
+    out.mkdir(parents=True, exist_ok=True)
+    gallery(seg, GALLERY).save(out / "gallery.png")
+    shown = scene(TEST_SEED, GALLERY[0]).image
+    attention_picture(seg.model, shown, seg.settings().timestep).save(out / "attention.png")
 
 
 if __name__ == "__main__":

@@ -60,6 +60,10 @@ class Recipe:
     query_key_gain: float = 1.5
 
 
+# Further training of finished weights (`--start`): new scenes too, every other step on whole scenes at 512 px.
+FURTHER = Recipe(seed=1, scenes_256=8000, scenes_512=3000, steps_unet=3000, fine_every=2, learning_rate=7e-4)
+
+
 # --- stage 1: pictures ------------------------------------------------------------------------------------------------
 
 
@@ -360,10 +364,11 @@ def _batch(data: Latents, recipe: Recipe, step: int, empty: np.ndarray):
     return rng, torch.from_numpy(np.stack(x).astype(np.float32)), torch.from_numpy(np.stack(ids))
 
 
-def train_unet(work: Path, recipe: Recipe, device: torch.device, data: Latents, tokenizer: CLIPTokenizer):
-    """Returns (unet, text encoder), the exponential moving averages of the trained ones. Writes unet-curve.csv."""
-    torch.manual_seed(recipe.seed)
-    unet, text = new_unet(recipe.query_key_gain).to(device), new_text_encoder(tokenizer).to(device)
+def train_unet(
+    work: Path, recipe: Recipe, data: Latents, tokenizer: CLIPTokenizer, unet: UNet2DConditionModel, text: CLIPTextModel
+) -> tuple[UNet2DConditionModel, CLIPTextModel]:
+    """Trains unet and text encoder; returns their exponential moving averages. Writes unet-curve.csv."""
+    device = unet.device
     parameters = [*unet.parameters(), *text.parameters()]
     optimiser = torch.optim.AdamW(parameters, recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
     ema, checkpoint, first = Ema([unet, text], recipe.ema), work / "unet.pt", 0
@@ -453,6 +458,9 @@ def recommend(folder: Path, device: str) -> None:
 
 def main(
     out: Annotated[Path, typer.Option(help="Folder the model is written to.")] = Path(__file__).parent / "weights",
+    start: Annotated[
+        Path | None, typer.Option(help="Train UNet and text encoder of this model further, instead of anew.")
+    ] = None,
     work: Annotated[
         Path, typer.Option(help="Folder for caches and checkpoints; an interrupted training continues from it.")
     ] = Path("results/mini"),
@@ -462,19 +470,26 @@ def main(
 ) -> None:
     """Trains the embedded model (about an hour and a half on two CPU cores)."""
     warnings.filterwarnings("ignore", category=FutureWarning)
-    recipe, place = Recipe(), torch.device(device)
+    recipe, place = (FURTHER if start else Recipe()), torch.device(device)
     work.mkdir(parents=True, exist_ok=True)
     small, small_captions = pictures(work, recipe.scenes_256, 256, 0)
     large, large_captions = pictures(work, recipe.scenes_512, 512, recipe.scenes_256)
-    autoencoder = train_autoencoder(work, recipe, place, [small, large])
-    tokenizer = train_tokenizer(work / "tokenizer", small_captions + large_captions)
+    torch.manual_seed(recipe.seed)
+    if start:
+        model = DiffusionModel.from_pretrained(str(start), device=place, dtype=torch.float32).pipeline
+        autoencoder, tokenizer = model.vae, model.tokenizer
+        unet, text = model.unet.requires_grad_(True).train(), model.text_encoder.requires_grad_(True).train()
+    else:
+        autoencoder = train_autoencoder(work, recipe, place, [small, large])
+        tokenizer = train_tokenizer(work / "tokenizer", small_captions + large_captions)
+        unet, text = new_unet(recipe.query_key_gain).to(place), new_text_encoder(tokenizer).to(place)
     data = Latents(
         latents(work, "256", autoencoder, small, place),
         latents(work, "512", autoencoder, large, place),
         token_ids(tokenizer, small_captions),
         token_ids(tokenizer, large_captions),
     )
-    unet, text = train_unet(work, recipe, place, data, tokenizer)
+    unet, text = train_unet(work, recipe, data, tokenizer, unet, text)
     export(out, autoencoder, unet, text, tokenizer)
     recommend(out, device)
 

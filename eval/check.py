@@ -1,0 +1,79 @@
+"""The gate: a run's metrics against a file of expected ones.
+
+# results/reference/NAME.yaml
+about: what made these, one sentence
+run: {dataset: scenes, images: 64}        # must be true of the run, or nothing can be said
+expected:
+  - {segmenter: diffseg, metric: miou, value: 0.55, tolerance: 0.01, source: measured on ...}
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+import diffseg
+
+FOLDER = Path(diffseg.__file__).parent / "reference"
+
+
+def read_reference(name: str) -> dict[str, Any]:
+    """A reference by name (results/reference/NAME.yaml) or path.
+
+    Raises:
+        ValueError: there is none, or it is not of the form above.
+    """
+    path = Path(name) if Path(name).suffix else FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in FOLDER.glob("*.yaml") if p.stem != "paper"))
+        raise ValueError(f"there is no reference {path}: give a file, or one of {known}")
+    try:
+        reference = yaml.safe_load(path.read_text())
+        for row in reference["expected"]:
+            float(row["value"]), float(row["tolerance"]), str(row["segmenter"]), str(row["metric"])
+        dict(reference["run"])
+    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a reference ({error!r}): see the form in diffseg/eval/check.py") from None
+    return reference
+
+
+def published() -> dict[str, Any]:
+    """paper.yaml: published numbers in percent, each with its source."""
+    return yaml.safe_load((FOLDER / "paper.yaml").read_text())
+
+
+def check(summary: dict[str, Any], reference: dict[str, Any]) -> pd.DataFrame:
+    """Compares a run's summary with a reference.
+
+    Returns:
+        One row per expected metric: segmenter, metric, expected, tolerance, found, ok.
+
+    Raises:
+        ValueError: the run is not of what the reference speaks of, or lacks a metric.
+    """
+    facts = {"dataset": summary["dataset"]["name"], "model": summary["model"], "images": summary["images"]}
+    for key, value in reference["run"].items():
+        if facts.get(key) != value:
+            raise ValueError(
+                f"the reference is for {key} = {value}, the run is of {facts.get(key)}: nothing to compare"
+            )
+    rows = []
+    for row in reference["expected"]:
+        try:
+            found = float(summary["segmenters"][row["segmenter"]][row["metric"]])
+        except KeyError as missing:
+            raise ValueError(f"the run has no {missing} to compare with the reference") from None
+        rows.append(
+            {
+                "segmenter": row["segmenter"],
+                "metric": row["metric"],
+                "expected": row["value"],
+                "tolerance": row["tolerance"],
+                "found": found,
+                "ok": abs(found - row["value"]) <= row["tolerance"],
+            }
+        )
+    return pd.DataFrame(rows)

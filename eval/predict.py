@@ -1,0 +1,177 @@
+"""Data set -> label maps on disk. What is there already is kept, so a killed run continues where it was.
+
+Images are read by worker processes and maps written by a thread, so that the model never waits; one forward pass
+serves all segmenters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from diffseg.attention import DiffusionModel, Maps
+from diffseg.datasets.base import DataError, Dataset
+from diffseg.eval.progress import track
+from diffseg.eval.runs import Run
+from diffseg.eval.segmenters import Observed, Oracle, Segmenter
+from diffseg.files import write
+from diffseg.images import label_image
+
+_WAITING = 64  # maps that may wait for the disk
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """One image, or what was wrong with it. pixels: float32 [3, H, W]; truth: int16 [H, W], for oracles only."""
+
+    key: str
+    pixels: np.ndarray | None = None
+    truth: np.ndarray | None = None
+    error: str = ""
+
+
+class _Loader(TorchDataset):
+    """Reads images in worker processes; an image that cannot be read becomes an error, not an exception."""
+
+    def __init__(self, dataset: Dataset, keys: Sequence[str], truth: bool):
+        self.dataset, self.keys, self.truth = dataset, keys, truth
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: int) -> Loaded:
+        key = self.keys[index]
+        try:
+            truth = self.dataset.label(key) if self.truth else None
+            return Loaded(key, self.dataset.image(key).numpy(), truth)
+        except DataError as error:
+            return Loaded(key, error=str(error))
+
+
+def loader(data: TorchDataset, batch_size: int, workers: int) -> DataLoader:
+    """Batches as lists, in order, read by `workers` processes (0: by this one)."""
+    return DataLoader(data, batch_size, num_workers=workers, collate_fn=list)
+
+
+def shard_of(keys: Sequence[str], shard: Sequence[int]) -> list[str]:
+    """The keys that shard [i, n] is to do: every n-th from the i-th.
+
+    Raises:
+        ValueError: not two whole numbers with 0 <= i < n.
+    """
+    if len(shard) != 2 or not all(type(x) is int for x in shard) or not 0 <= shard[0] < shard[1]:
+        raise ValueError(f"shard must be [i, n], two whole numbers with 0 <= i < n, got {list(shard)}")
+    return list(keys[shard[0] :: shard[1]])
+
+
+def missing(run: Run, keys: Sequence[str]) -> list[str]:
+    """The keys that lack the map of at least one segmenter."""
+    return [key for key in keys if not all(run.map(name, key).exists() for name in run.segmenters)]
+
+
+def predict(
+    run: Run,
+    dataset: Dataset,
+    keys: Sequence[str],
+    segmenters: Mapping[str, Segmenter | Oracle],
+    load_model: Callable[[], DiffusionModel],
+    timestep: int,
+    batch_size: int = 8,
+    workers: int = 2,
+    skip_errors: bool = False,
+) -> int:
+    """Writes the label maps of the keys that lack one; returns how many images were segmented.
+
+    Args:
+        run: where the maps go. segmenters: by name. load_model: called only if there is something to do.
+        timestep: t. batch_size: images per forward pass on a GPU; on a CPU they go one by one, so that labels do not
+            depend on it to the last bit. workers: reading processes.
+        skip_errors: leave out images that cannot be read, and record why, instead of stopping.
+
+    Raises:
+        DataError: an image cannot be read (after all earlier ones are written). OSError: a map cannot be written.
+    """
+    todo = missing(run, keys)
+    if not todo:
+        return 0
+    model = load_model()
+    for folder in {run.map(name, key).parent for name in segmenters for key in todo}:
+        folder.mkdir(parents=True, exist_ok=True)
+    told = any(isinstance(s, Oracle) for s in segmenters.values())
+    size = batch_size if model.device.type != "cpu" else 1
+    batches = loader(_Loader(dataset, todo, told), size, workers)
+    done = 0
+    with ThreadPoolExecutor(1) as writer:
+        writing: list[Future] = []
+        for image, observed in track(_observe(model, timestep, batches), "predict", len(todo)):
+            if observed is None:
+                if not skip_errors:
+                    _settle(writing, 0)
+                    raise DataError(f"{image.error} (or leave such images out with on_error=skip)")
+                _note_error(run, image)
+                continue
+            for name, segmenter in segmenters.items():
+                labels = _segment(segmenter, observed, image.truth)
+                writing.append(writer.submit(_write_map, run.map(name, image.key), labels))
+            run.error(image.key).unlink(missing_ok=True)
+            done += 1
+            _settle(writing, _WAITING)
+        _settle(writing, 0)
+    return done
+
+
+def _observe(model: DiffusionModel, timestep: int, batches: DataLoader) -> Iterator[tuple[Loaded, Observed | None]]:
+    """Each image with its view for the segmenters (None if it could not be read); one pass for a batch."""
+    for batch in batches:
+        good = _Pass(model, timestep, [image for image in batch if not image.error])
+        views = (good.view(i) for i in range(len(good.pixels)))
+        for image in batch:
+            yield image, None if image.error else next(views)
+
+
+class _Pass:
+    """The forward pass of a batch, made when the attention of one of its images is first asked for."""
+
+    def __init__(self, model: DiffusionModel, timestep: int, images: Sequence[Loaded]):
+        self.model, self.timestep = model, timestep
+        self.pixels = [torch.from_numpy(i.pixels) for i in images]
+
+    @cached_property
+    def maps(self) -> Maps:
+        """{(h, w): [B, h*w, h*w]}."""
+        return self.model.attention(torch.stack(self.pixels).to(self.model.device), self.timestep).self_attention
+
+    def view(self, index: int) -> Observed:
+        """What segmenters see of one image of the batch."""
+        return Observed(self.pixels[index], lambda: {size: m[index] for size, m in self.maps.items()})
+
+
+def _segment(segmenter: Segmenter | Oracle, image: Observed, truth: np.ndarray | None) -> np.ndarray:
+    if isinstance(segmenter, Oracle):
+        assert truth is not None
+        return segmenter.segment(image, truth)
+    return segmenter.segment(image)
+
+
+def _write_map(path: Path, labels: np.ndarray) -> None:
+    write(path, lambda file: label_image(labels).save(file, "PNG"))
+
+
+def _note_error(run: Run, image: Loaded) -> None:
+    path = run.error(image.key)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write(path, image.error)
+
+
+def _settle(writing: list[Future], leave: int) -> None:
+    """Waits until at most `leave` writes are under way; raises what one of them has raised."""
+    while len(writing) > leave or (writing and writing[0].done()):
+        writing.pop(0).result()

@@ -1,0 +1,35 @@
+"""One progress bar: items done, rate, remaining time; a line a minute where there is no terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+Item = TypeVar("Item")
+
+
+class _Rate(ProgressColumn):
+    def render(self, task) -> Text:
+        return Text(f"{task.finished_speed or task.speed or 0:.1f} images/s")
+
+
+def track(items: Iterable[Item], text: str, total: int) -> Iterator[Item]:
+    """Yields the items and shows how far they are; each counts as one image."""
+    screen, start, told = Console(stderr=True), time.monotonic(), time.monotonic()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress:
+        task = progress.add_task(text, total=total)
+        for done, item in enumerate(items, 1):
+            yield item
+            progress.advance(task)
+            now = time.monotonic()
+            if not screen.is_terminal and now - told > 60:
+                rate, told = done / (now - start), now
+                left = (total - done) / rate / 60
+                print(f"{text}: {done} of {total}, {rate:.1f} images/s, {left:.0f} min left", file=sys.stderr)
