@@ -1,7 +1,8 @@
 PYTHON ?= python3
 RUN = .venv/bin/python
+EVAL = .venv/bin/diffseg-eval
 
-.PHONY: help setup eval test test-quick data-coco lint bench mini clean
+.PHONY: help setup eval eval-coco eval-cityscapes check test test-quick data-coco data-cityscapes lint bench mini clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -14,8 +15,17 @@ help:            ## this list
 
 setup: .venv/installed  ## make .venv with everything in known-good versions
 
-eval: setup      ## segment held-out scenes with the embedded model, print accuracy, mIoU, IoU per class
-	$(RUN) -m diffseg.eval.run
+eval: setup      ## 64 held-out scenes with the embedded model: accuracy, mIoU, report.html; offline
+	$(EVAL) $(ARGS)
+
+eval-coco: setup  ## COCO-Stuff-27 in DATA with MODEL (sd14, mini, ...); more settings in ARGS="key=value ..."
+	$(EVAL) experiment=coco dataset.root=$(or $(DATA),data/coco) model=$(or $(MODEL),sd14) $(ARGS)
+
+eval-cityscapes: setup  ## Cityscapes in DATA with MODEL
+	$(EVAL) experiment=cityscapes dataset.root=$(or $(DATA),data/cityscapes) model=$(or $(MODEL),sd14) $(ARGS)
+
+check: setup     ## the gate: make eval's metrics against results/reference/mini-scenes.yaml
+	$(EVAL) 'stages=[predict,score,report,check]' reference=mini-scenes $(ARGS)
 
 test: setup      ## all tests (a few minutes, 8 GB of memory)
 	$(RUN) -m pytest
@@ -25,6 +35,9 @@ test-quick: setup  ## without the slow ones
 
 data-coco: setup  ## fetch COCO val2017 photos and stuff labels into DATA (about 1.5 GB)
 	$(RUN) -m diffseg.datasets.download $(or $(DATA),data/coco)
+
+data-cityscapes: setup  ## check the Cityscapes folder DATA: what is missing, and where to get it
+	$(RUN) -m diffseg.datasets.cityscapes $(or $(DATA),data/cityscapes)
 
 lint: setup      ## style and types
 	$(RUN) -m ruff check .

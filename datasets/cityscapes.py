@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+import typer
 
 from diffseg.datasets.base import DataError, Dataset, read_map, read_photo, require_folder
 
@@ -15,6 +17,7 @@ CLASSES = (
     "bus", "caravan", "trailer", "train", "motorcycle", "bicycle",
 )  # fmt: skip
 _FIRST, _LAST = 7, 33
+DOWNLOADS = "https://www.cityscapes-dataset.com/downloads/"
 LAYOUT = "ROOT/leftImg8bit/val/CITY/*_leftImg8bit.png with ROOT/gtFine/val/CITY/*_gtFine_labelIds.png"
 
 
@@ -64,3 +67,21 @@ class Cityscapes(Dataset):
 
 def _keys(folder: Path, suffix: str) -> set[str]:
     return {p.relative_to(folder).as_posix().removesuffix(suffix) for p in folder.glob(f"*/*{suffix}")}
+
+
+def main(root: Annotated[Path, typer.Argument(help="Folder that holds leftImg8bit and gtFine.")]) -> None:
+    """Checks that a Cityscapes folder is complete; says what is missing and where to get it."""
+    try:
+        data = Cityscapes(root)
+    except DataError as error:
+        typer.echo(
+            f"{error}\nCityscapes is free for research but needs an account: fetch leftImg8bit_trainvaltest.zip "
+            f"(11 GB) and gtFine_trainvaltest.zip (241 MB) at {DOWNLOADS} and unpack both into {root}",
+            err=True,
+        )
+        raise typer.Exit(2) from None
+    typer.echo(f"{root}: {data.note or 'all 500 frames of val, each with its labels'}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

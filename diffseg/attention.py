@@ -13,13 +13,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import DiffusionPipeline
-from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from safetensors import SafetensorError
 from torch import Tensor, nn
+
+if TYPE_CHECKING:  # diffusers takes seconds to import: only when a model is loaded
+    from diffusers import DiffusionPipeline
 
 EMBEDDED = {"mini": Path(__file__).parent / "mini" / "weights"}
 
@@ -75,6 +76,8 @@ def capture(
     Raises:
         ValueError: the UNet has no self-attention in transformer blocks.
     """
+    from diffusers.models.transformers.transformer_2d import Transformer2DModel
+
     sums: dict[str, Maps] = {"attn1": {}, "attn2": {}}
     layers: dict[str, dict[tuple[int, int], int]] = {"attn1": {}, "attn2": {}}
     size = (0, 0)
@@ -279,6 +282,8 @@ def _check_folder(folder: Path) -> None:
 
 def _load(name: str, source: str, revision: str | None, dtype: torch.dtype) -> DiffusionPipeline:
     """The pipeline without what segmentation has no use for; errors of the hub in one sentence."""
+    from diffusers import DiffusionPipeline
+
     unused = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
     with _quiet():
         try:

@@ -75,9 +75,9 @@ def evaluate(config: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
     _check_options(config)
     stages, skip = config["stages"], config["on_error"] == "skip"
     reference = read_reference(config["reference"]) if "check" in stages else None
-    dataset: Dataset = instantiate(config["dataset"])
-    segmenters = {name: instantiate(settings) for name, settings in config["segmenters"].items()}
-    tracker: Tracker = instantiate(config["tracker"])
+    dataset: Dataset = make(config["dataset"])
+    segmenters = {name: make(settings) for name, settings in config["segmenters"].items()}
+    tracker: Tracker = make(config["tracker"])
     keys = shard_of(dataset.keys, config["shard"])
     predicting = "predict" in stages and not config["labels"]
     run = _open(config, names, dataset, predicting)
@@ -96,6 +96,20 @@ def evaluate(config: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
         summary = summary or read_summary(run.folder)
         _check(summary, reference)
     return {**summary, "folder": str(run.folder)} if summary else {}
+
+
+def make(settings: dict[str, Any], **arguments: Any) -> Any:
+    """The object that a node of the configuration describes.
+
+    Raises:
+        ValueError, OSError: what its constructor raises.
+    """
+    try:
+        return instantiate(settings, **arguments)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, ValueError | OSError):
+            raise error.__cause__ from None
+        raise ValueError(f"{settings.get('_target_')}: {error.__cause__ or error}") from error
 
 
 def say(text: str) -> None:
@@ -184,7 +198,7 @@ def _predict(
 
 @lru_cache(maxsize=1)  # the jobs of a sweep share it
 def _load_model(settings: str, device: str, dtype: torch.dtype) -> DiffusionModel:
-    return instantiate(json.loads(settings), device=device, dtype=dtype)
+    return make(json.loads(settings), device=device, dtype=dtype)
 
 
 def _can_score(config: dict[str, Any], run: Run, dataset: Dataset) -> bool:
@@ -357,9 +371,7 @@ def _one_sentence():
 
 
 def _sentence(error: BaseException) -> str:
-    """What the user needs of an error: Hydra wraps those of a constructor in its own."""
-    while isinstance(error, InstantiationException) and error.__cause__:
-        error = error.__cause__
+    """What the user needs of an error, without Hydra's links."""
     lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("See https")]
     return "\n".join(lines).removesuffix(".")
 
@@ -448,4 +460,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from diffseg.eval.run import main as _main  # the module that Hydra's callback is a class of
+
+    _main()

@@ -1,74 +1,653 @@
-"""The main job as a user runs it, and what is claimed of the embedded model."""
+"""The harness: what a run does, what it survives, what it refuses. Small scenes, the embedded model, real processes."""
 
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+import yaml
+from hydra import compose, initialize_config_module
+from hydra.utils import get_class, instantiate
+from PIL import Image
 
-from diffseg import DiffSeg
-from diffseg.datasets.scenes import Scenes
-from diffseg.eval.bench import straightforward_aggregate, straightforward_merge
-from diffseg.eval.run import diffseg, score
-from diffseg.mini.evaluate import attention_picture, colour_kmeans, gallery, tune
-from diffseg.segmentation import aggregate, anchor_distances, merge
-from tests.test_segmentation import random_maps
+import diffseg.conf
+from diffseg.attention import AttentionMaps
+from diffseg.datasets.base import DataError
+from diffseg.datasets.coco_stuff import CLASSES
+from diffseg.datasets.scenes import Scenes, scene
+from diffseg.eval import predict, run, score
+from diffseg.eval.check import check, read_reference
+from diffseg.eval.segmenters import ColourKMeans, DiffSeg, KMeans, KMeansOracle, Observed, Whole
+from tests.test_segmentation import CASES, GOLDEN, golden_maps
+
+CONF = Path(diffseg.conf.__file__).parent
+SMALL = ["dataset.count=6", "dataset.size=128", "segmenters.diffseg.anchors=8", "device=cpu", "workers=0"]
+COCO = Path(__file__).parents[2] / "shared" / "data" / "coco"
 
 
-def test_the_main_job_in_a_real_process(tmp_path):
-    command = [sys.executable, "-m", "diffseg.eval.run", "--scenes", "2", "--device", "cpu"]
-    ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert ran.returncode == 0, ran.stderr
-    for words in ("mini on 2 generated scenes", "pixel accuracy", "mIoU", "segments per image", "breaks its ties"):
-        assert words in ran.stdout
+def configured(*overrides):
+    with initialize_config_module("diffseg.conf", version_base="1.3"):
+        choices = compose("config", [*overrides], return_hydra_config=True).hydra.runtime.choices
+        return run._resolved(compose("config", [*overrides])), {key: choices[key] for key in ("dataset", "model")}
 
 
-def test_a_perfect_and_a_trivial_segmenter():
+def evaluated(runs, *overrides):
+    return run.evaluate(*configured(f"runs={runs}", *overrides))
+
+
+def command(*args, **options):
+    program = [sys.executable, "-m", "diffseg.eval.run", *map(str, args)]
+    return subprocess.run(program, capture_output=True, text=True, check=False, **options)
+
+
+def maps_of(folder):
+    return {p.relative_to(folder).as_posix(): np.asarray(Image.open(p)) for p in sorted(Path(folder).rglob("*.png"))}
+
+
+# --- configuration ----------------------------------------------------------------------------------------------------
+
+
+def options(group):
+    return sorted(p.stem for p in (CONF / group).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("experiment", options("experiment"))
+def test_every_experiment_composes_and_instantiates(experiment):
+    config, _ = configured(f"experiment={experiment}")
+    assert [instantiate(s) for s in config["segmenters"].values()]
+    instantiate(config["tracker"])
+    for part in ("dataset", "model"):  # neither data nor weights are at hand for all of them
+        module, _, name = config[part]["_target_"].rpartition(".")
+        assert callable(getattr(get_class(module), name)) if part == "model" else get_class(config[part]["_target_"])
+
+
+@pytest.mark.parametrize("segmenter", options("segmenter"))
+def test_every_segmenter_instantiates_and_labels_each_pixel(segmenter):
+    config, _ = configured(f"+segmenter@segmenters.other={segmenter}")
+    other = instantiate(config["segmenters"]["other"])
+    pixels, maps = torch.rand(3, 64, 64) * 2 - 1, {}
+    for n in (16, 8):
+        maps[n, n] = torch.softmax(3 * torch.randn(n * n, n * n), 1)
+    truth = np.repeat([0, 3], 32)[:, None].repeat(64, 1)
+    observed = Observed(pixels, lambda: maps)
+    labels = predict._segment(other, observed, truth)
+    assert labels.shape == (64, 64)
+    assert labels.min() >= 0
+    assert np.issubdtype(labels.dtype, np.integer)
+
+
+def test_the_models_own_defaults_come_before_the_papers():
+    own = json.loads((Path(diffseg.__file__).parent / "mini" / "weights" / "diffseg.json").read_text())
+    config, _ = configured()
+    assert config["segmenters"]["diffseg"]["threshold"] == own["threshold"]
+    assert config["timestep"] == own["timestep"]
+    config, _ = configured("experiment=cityscapes")
+    assert (config["segmenters"]["diffseg"]["threshold"], config["timestep"]) == (0.9, 300)
+    config, _ = configured("experiment=coco", "model=mini")
+    assert config["segmenters"]["diffseg"]["threshold"] == own["threshold"]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("dataset.cuont=3", "there is no setting dataset.cuont; did you mean dataset.count?"),
+        ("segmenters.diffseg.treshold=1", "did you mean segmenters.diffseg.threshold?"),
+        ("dataset=coco_stuf27", "did you mean coco_stuff27?"),
+        ("experiment=ccoo", "did you mean coco?"),
+        ("bach_size=1", "did you mean batch_size?"),
+        ("datset=scenes", "did you mean dataset?"),
+    ],
+)
+def test_a_misspelt_override_is_refused_with_the_nearest_name(override, words):
+    with pytest.raises(ValueError, match="did you mean") as refused:
+        run.check_overrides([override])
+    assert words in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["dataset=folder", "dataset.root=x", "dataset.ignore=0"],
+        ["segmenters.diffseg.threshold=0.7,0.9"],
+        ["+segmenter@segmenters.km=kmeans_c", "segmenters.km.clusters=4"],
+        ["experiment=controls", "segmenters.colour.place=1"],
+        ["hydra/launcher=local", "~segmenters.diffseg", "tracker=wandb", "tracker.mode=offline"],
+    ],
+    ids=str,
+)
+def test_right_overrides_pass(overrides):
+    run.check_overrides(overrides)
+
+
+# --- a run ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_runs_continues_and_then_does_nothing(tmp_path):
+    args = ["runs=out", *SMALL]
+    first = command(*args, cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert "scenes, 6 images" in first.stdout
+    assert "predict: 6 images segmented" in first.stderr
+    (folder,) = (tmp_path / "out").iterdir()
+    assert folder.name.startswith("scenes-mini-")
+    made = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    maps = {f"diffseg/labels/{i:06d}.png" for i in range(6)}
+    assert made == maps | {"config.yaml", "run.json", "summary.json", "report.html", "diffseg/images.parquet"}
+    stamps = {p: p.stat().st_mtime_ns for p in folder.rglob("*.png")}
+    summary = (folder / "summary.json").read_bytes()
+
+    again = command(*args, cwd=tmp_path)
+    assert "predict: nothing to do" in again.stderr
+    assert "score: nothing to do" in again.stderr
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*.png")} == stamps
+
+    (folder / "diffseg/labels/000003.png").unlink()
+    (folder / "summary.json").unlink()
+    continued = command(*args, cwd=tmp_path)
+    assert "continuing: 5 of 6 label maps are there" in continued.stderr
+    assert "predict: 1 images segmented" in continued.stderr
+    assert (folder / "summary.json").read_bytes() == summary
+
+    other = command(*args, "segmenters.diffseg.threshold=0.3", cwd=tmp_path)
+    assert "predict: 6 images segmented" in other.stderr
+    assert len(list((tmp_path / "out").iterdir())) == 2
+
+
+def test_labels_and_scores_do_not_depend_on_how_the_work_is_done(tmp_path):
+    plain = evaluated(tmp_path / "plain", *SMALL)
+    expected = maps_of(plain["folder"])
+    assert len(expected) == 6
+    for name, how in {"batch": ["batch_size=4"], "one": ["batch_size=1", "workers=2"]}.items():
+        other = evaluated(tmp_path / name, *SMALL, *how)
+        assert other["segmenters"] == plain["segmenters"]
+        np.testing.assert_equal(maps_of(other["folder"]), expected)
+    shards = [evaluated(tmp_path / "shards", *SMALL, f"shard=[{i},3]") for i in (2, 0, 1)]
+    assert shards[0] == shards[1] == {}  # the others' maps are still lacking
+    assert shards[2]["segmenters"] == plain["segmenters"]
+    np.testing.assert_equal(maps_of(shards[2]["folder"]), expected)
+
+
+def test_one_run_of_many_segmenters_gives_what_single_runs_give(tmp_path):
+    settings = ["+segmenters.diffseg.relative=true", "segmenters.diffseg.threshold=0.3"]
+    both = evaluated(tmp_path / "both", *SMALL, *settings, "+segmenter@segmenters.colour=colour")
+    alone = evaluated(tmp_path / "alone", *SMALL, *settings)
+    assert both["segmenters"]["diffseg"] == alone["segmenters"]["diffseg"]
+    assert set(both["segmenters"]) == {"diffseg", "colour"}
+
+
+def test_stages_can_be_called_separately(tmp_path):
+    with pytest.raises(ValueError, match=r"there is no run .*: predict first"):
+        evaluated(tmp_path, *SMALL, "stages=[score]")
+    assert evaluated(tmp_path, *SMALL, "stages=[predict]") == {}
+    (folder,) = tmp_path.iterdir()
+    assert not (folder / "summary.json").exists()
+    assert evaluated(tmp_path, *SMALL, "stages=[score]")["images"] == 6
+    assert not (folder / "report.html").exists()
+    evaluated(tmp_path, *SMALL, "stages=[report]")
+    assert (folder / "report.html").exists()
+
+
+def test_a_perfect_and_a_trivial_segmenter_by_hand(tmp_path):
+    """Truth as prediction scores 1; one single segment scores the share of each image's largest class."""
     scenes = Scenes(3, seed=21, size=128)
-    perfect = score(scenes, lambda pixels, truth: truth.astype(int), "perfect")
+    for name in ("perfect", "trivial"):
+        (tmp_path / name).mkdir()
+    for key in scenes.keys:
+        truth = scenes.label(key).astype(np.uint8)
+        Image.fromarray(truth).save(tmp_path / "perfect" / f"{key}.png")
+        Image.fromarray(np.zeros_like(truth)).save(tmp_path / "trivial" / f"{key}.png")
+    data = ["dataset.count=3", "dataset.size=128", "dataset.seed=21", "workers=0"]
+    perfect = evaluated(tmp_path / "runs", *data, f"labels={tmp_path / 'perfect'}")["segmenters"]["labels"]
     assert perfect["accuracy"] == perfect["miou"] == 1
-    assert perfect["interval"]["miou"] == (1, 1)
-    trivial = score(scenes, lambda pixels, truth: np.zeros(truth.shape, int), "trivial")
+    assert perfect["interval"]["miou"] == [1, 1]
+    trivial = evaluated(tmp_path / "runs", *data, f"labels={tmp_path / 'trivial'}")["segmenters"]["labels"]
     largest = sum(np.bincount(scenes.label(k).ravel()).max() for k in scenes.keys) / (3 * 128 * 128)
     assert trivial["accuracy"] == pytest.approx(largest)
     assert trivial["segments"] == 1
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+
+
+def test_images_parquet_holds_what_every_metric_follows_from(tmp_path):
+    summary = evaluated(tmp_path, *SMALL)
+    images = score.read_images(Path(summary["folder"]), "diffseg")
+    assert list(images["key"]) == [f"{i:06d}" for i in range(6)]
+    again = json.loads(json.dumps(score.summarise_images(images, CLASSES)))
+    stored = dict(summary["segmenters"]["diffseg"])
+    del stored["settings"]
+    assert again == stored
+    row = images.iloc[2]
+    histogram = np.asarray(row["histogram"]).reshape(27, row["columns"])
+    assert histogram.sum() == row["pixels"] == 128 * 128
+    assert (histogram.sum(0) > 0).sum() == row["segments"]
+
+
+def test_golden_attention_end_to_end(tmp_path, monkeypatch):
+    """The reference's attention through the whole harness, with the reference's labels as truth: a perfect score."""
+    (tmp_path / "data").mkdir()
+    plain = [c for c in CASES if not c["refine"] and c["weights"] is None and len(set(c["tau"])) == 1]
+    cases = [c for c in plain if c["tau"] == plain[0]["tau"] and c["anchors"] == plain[0]["anchors"]]
+    for case in cases:
+        Image.new("RGB", (512, 512)).save(tmp_path / "data" / f"{case['name']}.png")
+        truth = np.load(GOLDEN / f"{case['name']}.npz")["labels"]
+        Image.fromarray(truth).save(tmp_path / "data" / f"{case['name']}.label.png")
+    waiting = sorted(cases, key=lambda c: c["name"])
+
+    class Recorded:
+        """In the model's place: what the reference's UNet gave, image after image."""
+
+        device = torch.device("cpu")
+
+        def attention(self, images, timestep):
+            return AttentionMaps(golden_maps(waiting.pop(0), torch.float32), {})
+
+    monkeypatch.setattr(run, "_load_model", lambda *a: Recorded())
+    overrides = ["dataset=folder", f"dataset.root={tmp_path / 'data'}", "workers=0", "device=cpu"]
+    for case in cases:
+        assert (case["tau"], case["anchors"]) == (cases[0]["tau"], cases[0]["anchors"])
+    settings = [
+        f"segmenters.diffseg.threshold={cases[0]['tau'][0]}",
+        f"segmenters.diffseg.anchors={cases[0]['anchors']}",
+    ]
+    found = evaluated(tmp_path / "runs", *overrides, *settings)["segmenters"]["diffseg"]
+    assert found["accuracy"] == found["miou"] == 1
+
+
+# --- what a run survives ----------------------------------------------------------------------------------------------
+
+
+def _evaluate_quietly(config, names):
+    torch.set_num_threads(1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.dup2(1, 2)
+    run.evaluate(config, names)
 
 
 @pytest.mark.slow
-def test_the_embedded_model_beats_colour_on_scenes_it_has_never_seen():
-    scenes, seg = Scenes(24), DiffSeg.from_pretrained("mini", device="cpu")
-    ours = score(scenes, diffseg(seg, seg.settings()), "DiffSeg")
-    colour = score(scenes, colour_kmeans, "k-means on colour, told the number of classes")
-    assert ours["accuracy"] > colour["accuracy"]
-    assert ours["miou"] > colour["miou"]
+def test_a_run_killed_at_any_moment_ends_as_if_undisturbed(tmp_path):
+    """SIGKILL at 20 random moments of real processes, each time followed by a rerun."""
+    context = multiprocessing.get_context("forkserver")  # a clean server that has imported everything once
+    context.set_forkserver_preload(["diffseg.eval.run", __name__])
+
+    def start(runs):
+        settings = [*SMALL, "dataset.count=8", "workers=2", "stages=[predict,score]"]
+        process = context.Process(target=_evaluate_quietly, args=configured(f"runs={runs}", *settings))
+        process.start()
+        return process
+
+    def finish(runs):
+        process = start(runs)
+        process.join()
+        assert process.exitcode == 0
+        (folder,) = runs.iterdir()
+        return folder
+
+    finish(tmp_path / "warm-up")
+    began = time.monotonic()
+    whole = finish(tmp_path / "whole")
+    took = time.monotonic() - began
+    moments, interrupted = random.Random(0), 0
+    for i in range(20):
+        runs = tmp_path / str(i)
+        process = start(runs)
+        time.sleep(moments.uniform(0, took))
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        interrupted += process.exitcode == -signal.SIGKILL
+        for path in runs.rglob("*/labels/[0-9]*.png"):  # whole, or not there at all
+            assert np.asarray(Image.open(path)).shape == (128, 128)
+        folder = finish(runs)
+        assert (folder / "summary.json").read_bytes() == (whole / "summary.json").read_bytes()
+        np.testing.assert_equal(maps_of(folder), maps_of(whole))
+        assert not list(folder.rglob("*.partial"))
+        shutil.rmtree(runs)
+    assert interrupted >= 15
 
 
-def test_colour_kmeans_finds_flat_colours():
-    truth = np.repeat(np.arange(4), 16)[None].repeat(64, 0)
-    pixels = torch.tensor([-0.9, -0.3, 0.3, 0.9])[torch.from_numpy(truth)].expand(3, 64, 64)
-    found = colour_kmeans(pixels, truth)
-    assert len(np.unique(found)) == 4
-    assert all(len(np.unique(found[truth == i])) == 1 for i in range(4))
+def test_a_full_disk_keeps_what_is_finished(tmp_path):
+    """A real one: a tmpfs of a few pages. Needs the right to mount."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=48k", "tmpfs", disk], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("mounting a small tmpfs is not permitted here")
+    try:
+        with pytest.raises(OSError, match=r"cannot write .*\(No space left on device\); what is finished is kept"):
+            evaluated(disk, *SMALL, "dataset.count=40")
+        kept = list(disk.rglob("*.png"))
+        assert kept
+        assert all(np.asarray(Image.open(path)).shape == (128, 128) for path in kept)
+        subprocess.run(["mount", "-o", "remount,size=4m", disk], check=True)
+        assert evaluated(disk, *SMALL, "dataset.count=40")["images"] == 40
+    finally:
+        subprocess.run(["umount", disk], check=True)
 
 
-@pytest.mark.parametrize("sizes", [[(8, 8), (4, 4), (2, 2)], [(6, 12), (3, 6)]], ids=str)
-def test_the_fast_way_is_the_straightforward_way(sizes):
-    maps = {size: m.float() for size, m in random_maps(2, sizes, sharp=1.0).items()}
-    single = {size: m[0] for size, m in maps.items()}
-    slow_attention, attention = straightforward_aggregate(single), aggregate(maps)[0]
-    torch.testing.assert_close(attention, slow_attention)
-    distances = anchor_distances(attention, 4)
-    for thresholds in ([0.05], [0.1, 0.2], [0.3] * 3):
-        expected = straightforward_merge(slow_attention, 4, thresholds)
-        torch.testing.assert_close(merge(attention, 4, thresholds), expected)
-        torch.testing.assert_close(merge(attention, 4, thresholds, distances), expected)
+# --- bad input --------------------------------------------------------------------------------------------------------
 
 
-def test_tuning_and_pictures():
-    seg = DiffSeg.from_pretrained("mini", device="cpu")
-    rows = tune(seg.model, [300], [0.3, 1e6], 1)
-    assert {row["threshold"] for row in rows} == {0.3, 1e6}
-    assert rows[0]["miou"] >= rows[1]["miou"]
-    assert attention_picture(seg.model, Scenes(1, size=128).scene("000000").image, 300, side=32).size == (192, 128)
-    assert gallery(seg, [0], side=64).size == (64, 128)
+@pytest.fixture
+def photos(tmp_path):
+    """A folder data set of three scenes with labels."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(3):
+        made = scene(5, i, 128)
+        Image.fromarray(made.image).save(folder / f"p{i}.png")
+        Image.fromarray(made.label.astype(np.uint8)).save(folder / f"p{i}.label.png")
+    return folder
+
+
+def on_photos(photos, *overrides):
+    settings = ["dataset=folder", f"dataset.root={photos}", "dataset.size=128", *SMALL[2:]]
+    return evaluated(photos.parent / "runs", *settings, *overrides)
+
+
+def test_a_truncated_photo_stops_the_run_or_is_left_out(photos):
+    whole = (photos / "p1.png").read_bytes()
+    (photos / "p1.png").write_bytes(whole[:3000])
+    with pytest.raises(DataError, match=r"p1.png is damaged.*fetch it again \(or leave such images out with on_error"):
+        on_photos(photos)
+    assert len(list((photos.parent / "runs").rglob("p0.png"))) == 1  # what came before is kept
+    summary = on_photos(photos, "on_error=skip")
+    assert summary["images"] == 2
+    assert list(summary["skipped"]) == ["p1"]
+    assert "p1.png is damaged" in summary["skipped"]["p1"]
+
+
+def test_a_corrupt_jpeg_is_named(photos):
+    picture = Image.open(photos / "p2.png").convert("RGB")
+    (photos / "p2.png").unlink()
+    picture.save(photos / "p2.jpg")
+    whole = (photos / "p2.jpg").read_bytes()
+    (photos / "p2.jpg").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"p2.jpg is damaged"):
+        on_photos(photos)
+
+
+def test_a_truncated_label_map_is_named(photos):
+    summary = on_photos(photos)
+    folder = Path(summary["folder"])
+    path = folder / "diffseg" / "labels" / "p2.png"
+    path.write_bytes(path.read_bytes()[:40])
+    (folder / "summary.json").unlink()
+    with pytest.raises(DataError, match=r"1 of 3 images cannot be scored(.|\n)*p2.png is damaged"):
+        on_photos(photos)
+    path.unlink()
+    del summary["folder"]
+    again = on_photos(photos)
+    del again["folder"]
+    assert again == summary
+
+
+def test_label_values_and_sizes_that_do_not_fit(photos):
+    label = photos / "p1.label.png"
+    values = np.asarray(Image.open(label)).copy()
+    classes = f"dataset.classes=[{','.join(CLASSES)}]"
+    Image.fromarray(np.where(values == values[0, 0], 200, values).astype(np.uint8)).save(label)
+    with pytest.raises(DataError, match=r"p1.label.png holds the value 200, but there are 27 classes"):
+        on_photos(photos, classes)
+    Image.fromarray(values[:100]).save(label)
+    with pytest.raises(DataError, match=r"p1.png is 128 x 128 but its label 128 x 100 pixels"):
+        on_photos(photos, classes)
+    label.unlink()
+    with pytest.raises(DataError, match=r"1 of 3 images lack a label, such as p1.label.png"):
+        on_photos(photos, classes)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["dataset=folder", "dataset.root=EMPTY"], "has no images"),
+        (["dataset=coco_stuff27", "dataset.root=EMPTY"], "the layout is ROOT/val2017"),
+        (["dataset=cityscapes", "dataset.root=/nowhere"], "there is no folder /nowhere"),
+        (["dataset=folder"], "dataset.root must be given"),
+        (["segmenters.diffseg.threshold=0"], "threshold must be above 0"),
+        (["segmenters.diffseg.threshold=-1"], "threshold must be above 0"),
+        (["segmenters.diffseg.threshold=[1,1]", "segmenters.diffseg.anchors=17"], "anchors must be 1 to 16 per side"),
+        (["segmenters.diffseg.weights=[1,2]"], "2 given, but there are 4 resolutions"),
+        (["shard=[0.5,2]"], "two whole numbers"),
+        (["shard=[2,2]"], "0 <= i < n"),
+        (["batch_size=0"], "batch_size must be a whole number, at least 1"),
+        (["workers=two"], "workers must be a whole number"),
+        (["on_error=ignore"], "on_error must be stop or skip"),
+        (["stages=[predict,scor]"], "stages must be some of"),
+        (["stages=[score]"], "predict first"),
+        (["stages=[check]"], "needs reference="),
+        (["stages=[check]", "reference=nothing"], "there is no reference"),
+        (["labels=/nowhere"], "there is no folder /nowhere of label maps"),
+        (["labels=EMPTY"], "holds no label map"),
+        (["model=pretrained", "model.name=nothing"], "there is no model or folder 'nothing'"),
+        (["device=cuda:9"], "is not there"),
+        (["dtype=float8"], "dtype must be one of"),
+        (["tracker=wandb", "tracker.mode=off"], "tracker.mode must be"),
+        (["~segmenters.diffseg"], "there is no segmenter"),
+        (["runs=FILE"], "cannot write to the output folder"),
+    ],
+    ids=lambda x: " ".join(x) if isinstance(x, list) else "",
+)
+def test_bad_settings_are_one_sentence(tmp_path, overrides, words):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    overrides = [o.replace("EMPTY", str(tmp_path / "empty")).replace("FILE", str(tmp_path / "file")) for o in overrides]
+    small = [s for s in SMALL if not (s.startswith("dataset") and any(o.startswith("dataset=") for o in overrides))]
+    small = [s for s in small if "anchors" not in s or not any("anchors" in o or "~" in o for o in overrides)]
+    if not any(o.startswith("runs=") for o in overrides):
+        overrides = [*overrides, f"runs={tmp_path / 'runs'}"]
+    with pytest.raises((ValueError, OSError)) as refused:
+        run.evaluate(*configured(*small, *overrides))
+    assert words in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert not list(tmp_path.rglob("*.parquet"))
+
+
+def test_a_bad_setting_on_the_command_line_is_one_line(tmp_path):
+    ran = command("segmenters.diffseg.threshold=0", cwd=tmp_path)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr == "diffseg-eval: threshold must be above 0, got 0, 0, 0\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_of_other_settings_is_refused(tmp_path):
+    named = [*SMALL, f"run={tmp_path / 'mine'}", "stages=[predict]"]
+    evaluated(tmp_path, *named)
+    before = maps_of(tmp_path / "mine")
+    with pytest.raises(ValueError, match=r"other settings \(segmenters.diffseg.threshold: .* -> 0.2\)"):
+        evaluated(tmp_path, *named, "segmenters.diffseg.threshold=0.2")
+    record = json.loads((tmp_path / "mine" / "run.json").read_text())
+    record["made_with"] = {"device": "cuda", "dtype": "float16"}  # begun on another machine
+    (tmp_path / "mine" / "run.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"begun in float16 on cuda; going on in float32 on cpu would mix two"):
+        evaluated(tmp_path, *named)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("")
+    with pytest.raises(ValueError, match=r"not empty and holds no run"):
+        evaluated(tmp_path, *SMALL, f"run={tmp_path / 'full'}")
+    np.testing.assert_equal(maps_of(tmp_path / "mine"), before)
+
+
+# --- other people's masks ---------------------------------------------------------------------------------------------
+
+
+def test_masks_of_any_method_are_scored_at_either_size(tmp_path):
+    """Cityscapes-like shapes: a map of the photo's own size is cropped and resized as the truth is."""
+    data, masks = tmp_path / "data", tmp_path / "masks"
+    data.mkdir()
+    masks.mkdir()
+    rng = np.random.default_rng(0)
+    for i, size in enumerate([(90, 140), (200, 120)]):
+        truth = np.kron(rng.integers(0, 5, (size[0] // 10, size[1] // 10)), np.ones((10, 10))).astype(np.uint8)
+        Image.fromarray(rng.integers(0, 255, (*size, 3), np.uint8)).save(data / f"{i}.png")
+        Image.fromarray(truth).save(data / f"{i}.label.png")
+        Image.fromarray(truth).save(masks / f"{i}.seg.png")
+    settings = [
+        "dataset=folder",
+        f"dataset.root={data}",
+        "dataset.size=64",
+        f"labels={masks}",
+        "labels_suffix=.seg.png",
+    ]
+    assert evaluated(tmp_path / "runs", *settings, "workers=0")["segmenters"]["labels"]["miou"] == 1
+
+
+def test_each_missing_extra_and_wrong_sized_map_is_named(tmp_path):
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    settings = [*SMALL, f"labels={masks}"]
+    for i in range(4):
+        Image.fromarray(np.zeros((128, 128) if i else (64, 99), np.uint8)).save(masks / f"{i:06d}.png")
+    with pytest.raises(DataError) as refused:
+        evaluated(tmp_path / "runs", *settings)
+    for words in ("3 of 6 images", "000004.png is missing", "000005.png is missing", "000000.png is 99 x 64 pixels"):
+        assert words in str(refused.value)
+    Image.fromarray(np.zeros((128, 128), np.uint8)).save(masks / "other.png")
+    with pytest.raises(ValueError, match=r"1 label maps in .* belong to no image of the data set, such as other"):
+        evaluated(tmp_path / "runs", *settings)
+    summary = evaluated(tmp_path / "runs", *settings, "on_error=skip")
+    assert summary["images"] == 3
+    assert list(summary["skipped"]) == ["000000", "000004", "000005"]
+
+
+def test_real_photos_both_label_sources_score_the_same(tmp_path):
+    if not COCO.is_dir():
+        pytest.skip("the thirty photos of COCO are not beside this checkout")
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    for path in sorted((COCO / "val2017").glob("*.jpg")):
+        height = Image.open(path).size[1]
+        Image.fromarray(np.arange(512, dtype=np.uint8)[:, None].repeat(512, 1) // 100).save(masks / f"{path.stem}.png")
+        assert height
+    data = ["dataset=coco_stuff27", f"dataset.root={COCO}", "dataset.split=all", f"labels={masks}", "workers=0"]
+    png, js = (evaluated(tmp_path / kind, *data, f"dataset.labels={kind}") for kind in ("png", "json"))
+    for key in ("accuracy", "miou", "iou", "interval", "ties"):
+        assert png["segmenters"]["labels"][key] == js["segmenters"]["labels"][key]
+
+
+def test_a_folder_without_labels_is_segmented_but_not_scored(photos, capfd):
+    for path in photos.glob("*.label.png"):
+        path.unlink()
+    assert on_photos(photos) == {}
+    assert len(list((photos.parent / "runs").rglob("p*.png"))) == 3
+    assert "no labels, so there is nothing to score" in capfd.readouterr().err
+
+
+# --- sweeps, references, trackers -------------------------------------------------------------------------------------
+
+
+def test_a_sweep_ends_with_one_table(tmp_path):
+    ran = command("-m", "runs=out", *SMALL, "segmenters.diffseg.threshold=0.3,0,0.6", cwd=tmp_path)
+    assert ran.returncode == 2  # one of the jobs failed; the others did not suffer
+    assert "1 jobs of the sweep failed" in ran.stderr
+    (sweep,) = (tmp_path / "out" / "sweeps").iterdir()
+    rows = pd.read_csv(sweep / "table.csv")
+    assert list(rows["segmenters.diffseg.threshold"]) == [0.3, 0.0, 0.6]
+    assert rows["error"].tolist()[1] == "threshold must be above 0, got 0, 0, 0"
+    for i, name in ((0, 0), (2, 2)):
+        summary = json.loads((tmp_path / "out" / rows["run"][i] / "summary.json").read_text())
+        assert rows["miou"][name] == pytest.approx(summary["segmenters"]["diffseg"]["miou"])
+    markdown = (sweep / "table.md").read_text().splitlines()
+    assert markdown[0].startswith("| segmenters.diffseg.threshold | segmenter | accuracy | miou |")
+    assert len(markdown) == 5
+
+
+@pytest.mark.slow
+def test_a_sweep_in_parallel_processes(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    args = ["-m", "hydra/launcher=local", "runs=out", *SMALL, "segmenters.diffseg.threshold=0.3,0.6"]
+    ran = command(*args, cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    (sweep,) = (tmp_path / "out" / "sweeps").iterdir()
+    assert len(pd.read_csv(sweep / "table.csv")) == 2
+
+
+def test_the_slurm_preset_composes():
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    with initialize_config_module("diffseg.conf", version_base="1.3"):
+        config = compose("config", ["hydra/launcher=slurm"], return_hydra_config=True)
+    assert config.hydra.launcher._target_.endswith("SlurmLauncher")
+    assert config.hydra.launcher.gpus_per_node == 1
+
+
+def test_a_reference_tells_what_moved(tmp_path, capfd):
+    summary = evaluated(tmp_path, *SMALL)
+    found = summary["segmenters"]["diffseg"]
+    reference = {
+        "run": {"dataset": "scenes", "images": 6},
+        "expected": [
+            {"segmenter": "diffseg", "metric": "accuracy", "value": found["accuracy"] + 0.009, "tolerance": 0.01},
+            {"segmenter": "diffseg", "metric": "miou", "value": found["miou"] - 0.011, "tolerance": 0.01},
+        ],
+    }
+    assert check(summary, reference)["ok"].tolist() == [True, False]
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(reference))
+    with pytest.raises(run.MovedError, match="1 of 2 metrics moved"):
+        evaluated(tmp_path, *SMALL, "stages=[predict,score,check]", f"reference={path}")
+    assert "MOVED" in capfd.readouterr().out
+    reference["run"]["images"] = 7
+    with pytest.raises(ValueError, match="the reference is for images = 7, the run is of 6"):
+        check(summary, reference)
+    path.write_text("expected: [1]")
+    with pytest.raises(ValueError, match="is not a reference"):
+        read_reference(str(path))
+
+
+def test_wandb_offline_keeps_the_run(tmp_path):
+    """The real library, offline: what it wrote is read back from its own file."""
+    pytest.importorskip("wandb")
+    ran = command(*SMALL, "runs=out", "tracker=wandb", "tracker.mode=offline", cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    (log,) = (tmp_path / "out" / "wandb").glob("offline-run-*/*.wandb")
+    content = log.read_bytes()
+    for words in (b"diffseg/miou", b"diffseg/overlays", b"diffseg/classes", b"threshold"):
+        assert words in content
+    assert list((tmp_path / "out" / "wandb").glob("offline-run-*/files/media/images/**/*.png"))
+
+
+# --- segmenters -------------------------------------------------------------------------------------------------------
+
+
+def quarters(n: int = 16) -> Observed:
+    """A picture of four quarters: each colour, and each attention, is that of its quarter."""
+    row, column = np.divmod(np.arange(n * n), n)
+    quarter = torch.from_numpy((row >= n // 2) * 2 + (column >= n // 2))
+    same = torch.where(quarter[:, None] == quarter, 1.0, 1e-3) + 1e-5 * torch.rand(n * n, n * n)
+    pixels = torch.tensor([-0.9, -0.3, 0.3, 0.9])[quarter].view(1, n, n).repeat_interleave(8, 1).repeat_interleave(8, 2)
+    return Observed(pixels.expand(3, -1, -1), lambda: {(n, n): same / same.sum(1, keepdim=True)})
+
+
+TRUTH = np.kron(np.arange(4).reshape(2, 2), np.ones((64, 64), int))
+
+
+@pytest.mark.parametrize(
+    "segmenter", [DiffSeg(1.0), DiffSeg(0.5, relative=True), KMeans(4), KMeansOracle(), ColourKMeans()], ids=repr
+)
+def test_every_method_finds_four_quarters(segmenter):
+    found = predict._segment(segmenter, quarters(), TRUTH)
+    pairs = np.unique(np.stack([found.ravel(), TRUTH.ravel()]), axis=1)
+    assert pairs.shape[1] == 4  # one to one
+
+
+def test_a_relative_threshold_does_not_depend_on_how_sharp_the_attention_is():
+    """Maps mixed with the uniform one are nearer to each other; relative thresholds see no difference."""
+    observed = quarters()
+    maps = observed.maps[16, 16]
+    flat = Observed(observed.pixels, lambda: {(16, 16): 0.05 * maps + 0.95 / 256})
+    absolute, relative = DiffSeg(1.0), DiffSeg(0.5, relative=True)
+    assert len(np.unique(absolute.segment(flat))) == 1
+    np.testing.assert_array_equal(relative.segment(flat), relative.segment(observed))
+
+
+def test_the_whole_image_is_one_segment():
+    assert not Whole().segment(quarters()).any()

@@ -5,7 +5,10 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
+from diffseg import DiffSeg
+from diffseg.datasets.scenes import Scenes
 from diffseg.mini import train
+from diffseg.mini.evaluate import attention_picture, gallery, tune
 from diffseg.mini.train import Recipe
 
 TINY = Recipe(
@@ -22,7 +25,9 @@ def run(work):
     tokenizer = train.train_tokenizer(work / "tokenizer", small_captions + large_captions)
     ids = [train.token_ids(tokenizer, captions) for captions in (small_captions, large_captions)]
     encoded = [train.latents(work, str(x.shape[1]), autoencoder, x, cpu) for x in (small, large)]
-    unet, text = train.train_unet(work, TINY, cpu, train.Latents(*encoded, *ids), tokenizer)
+    torch.manual_seed(TINY.seed)
+    unet, text = train.new_unet(TINY.query_key_gain), train.new_text_encoder(tokenizer)
+    unet, text = train.train_unet(work, TINY, train.Latents(*encoded, *ids), tokenizer, unet, text)
     return autoencoder, unet, text, tokenizer
 
 
@@ -73,3 +78,12 @@ def test_self_attention_starts_as_non_local_means():
     for name, module in unet.named_modules():
         if name.endswith("attn1"):
             torch.testing.assert_close(module.to_q.weight, module.to_k.weight, rtol=0, atol=0)
+
+
+def test_tuning_and_pictures():
+    seg = DiffSeg.from_pretrained("mini", device="cpu")
+    rows = tune(seg.model, [300], [0.3, 1e6], 1)
+    assert {row["threshold"] for row in rows} == {0.3, 1e6}
+    assert rows[0]["miou"] >= rows[1]["miou"]
+    assert attention_picture(seg.model, Scenes(1, size=128).scene("000000").image, 300, side=32).size == (192, 128)
+    assert gallery(seg, [0], side=64).size == (64, 128)
