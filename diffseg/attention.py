@@ -203,6 +203,11 @@ class DiffusionModel:
         autoencoder = 2 ** (len(self.pipeline.vae.config.block_out_channels) - 1)
         return autoencoder * 2 ** (len(self.pipeline.unet.config.block_out_channels) - 1)
 
+    @property
+    def tokenizer(self) -> Any:
+        """What cuts prompts into tokens; where there are two (SDXL), both cut alike."""
+        return self.pipeline.tokenizer or self.pipeline.tokenizer_2
+
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Latents [B, c, H/8, W/8] of images [B, 3, H, W] in [-1, 1]: the autoencoder's mean, scaled as it says."""
@@ -319,4 +324,4 @@ def _quiet() -> Iterator[None]:
             library.enable_progress_bar()
 
 
-__all__ = ["EMBEDDED", "AttentionMaps", "DiffusionModel", "attention_maps", "capture", "resolve_device"]
+__all__ = ["EMBEDDED", "AttentionMaps", "DiffusionModel", "Maps", "attention_maps", "capture", "resolve_device"]
