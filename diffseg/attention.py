@@ -285,7 +285,7 @@ def _check_folder(folder: Path) -> None:
 def _load(name: str, source: str, revision: str | None, dtype: torch.dtype) -> DiffusionPipeline:
     """The pipeline without what segmentation has no use for; errors of the hub in one sentence."""
     unused = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
-    with _quiet():
+    with quiet():
         try:
             return DiffusionPipeline.from_pretrained(
                 source, revision=revision, dtype=dtype, use_safetensors=True, low_cpu_mem_usage=True, **unused
@@ -304,7 +304,7 @@ def _load(name: str, source: str, revision: str | None, dtype: torch.dtype) -> D
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silences loading bars and notes about the parts deliberately left out."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
