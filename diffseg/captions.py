@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from diffseg.attention import quiet, resolve_device
 
@@ -49,33 +50,37 @@ class Captioner:
             )
         with quiet():
             try:
-                return cls(*_load(name, revision, place))
-            except (OSError, RuntimeError, KeyError, TypeError, ImportError) as error:
+                kind, parts = _load(name, revision)
+            except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
                 reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
                 raise OSError(
                     f"cannot load the captioner {name!r} ({reason}): check the id and the network, or name what the "
                     f"picture shows with --nouns or --caption"
                 ) from error
+        if parts is None:
+            raise ValueError(f"{name!r} is no BLIP captioner but {kind}: take one such as {CAPTIONER}")
+        model, processor, tokenizer = parts
+        return cls(model.to(place).eval(), processor, tokenizer)
 
     @torch.no_grad()
     def __call__(self, photo: np.ndarray) -> str:
         """The caption of a photo, uint8 [H, W, 3]; the likeliest word at every step, so always the same."""
         pixels = self.processor(photo, return_tensors="pt")["pixel_values"].to(self.model.device)
         tokens = self.model.generate(pixel_values=pixels, max_new_tokens=_MAX_TOKENS, do_sample=False, num_beams=1)
-        return self.tokenizer.decode(tokens[0], skip_special_tokens=True).strip()
+        # The first token is what starts a caption; not every BLIP tokenizer knows it as a special one.
+        return self.tokenizer.decode(tokens[0, 1:], skip_special_tokens=True).strip()
 
 
-def _load(name: str, revision: str | None, device: torch.device) -> tuple[Any, Any, Any]:
-    """Model, image processor (of Pillow: torchvision is not needed) and tokenizer."""
+def _load(name: str, revision: str | None) -> tuple[str, tuple[Any, Any, Any] | None]:
+    """What kind of model it is and, of a BLIP captioner, model, image processor and tokenizer."""
     from transformers import AutoConfig, AutoTokenizer, BlipForConditionalGeneration, BlipImageProcessorPil
 
     kind = AutoConfig.from_pretrained(name, revision=revision).architectures or ["unknown"]
-    if BlipForConditionalGeneration.__name__ not in kind:  # transformers would load it, with random weights
-        raise ValueError(f"{name!r} is no BLIP captioner but {', '.join(kind)}: take one such as {CAPTIONER}")
-    model = BlipForConditionalGeneration.from_pretrained(name, revision=revision, use_safetensors=True)
-    return (
-        model.to(device).eval(),
-        BlipImageProcessorPil.from_pretrained(name, revision=revision),
+    if kind != [BlipForConditionalGeneration.__name__]:  # it would be loaded all the same, with random weights
+        return kind[0], None
+    return kind[0], (
+        BlipForConditionalGeneration.from_pretrained(name, revision=revision, use_safetensors=True),
+        BlipImageProcessorPil.from_pretrained(name, revision=revision),  # Pillow's: torchvision is not needed
         AutoTokenizer.from_pretrained(name, revision=revision),
     )
 

@@ -108,10 +108,13 @@ def distinct(nouns: Iterable[str]) -> tuple[str, ...]:
     Raises:
         ValueError: no noun is left.
     """
-    found = {noun.lower(): noun for noun in reversed([" ".join(noun.split()) for noun in nouns]) if noun}
+    found: dict[str, str] = {}
+    for noun in (" ".join(noun.split()) for noun in nouns):
+        if noun:
+            found.setdefault(noun.lower(), noun)
     if not found:
         raise ValueError("no nouns given: name what the picture shows, for example dog,grass")
-    return tuple(reversed(found.values()))
+    return tuple(found.values())
 
 
 def caption_of(nouns: Sequence[str]) -> str:
