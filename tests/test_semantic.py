@@ -1,6 +1,7 @@
 """Semantic DiffSeg: truths worked out by hand, the command on the embedded model, and each bad input."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -30,6 +31,8 @@ from diffseg.eval.semantic import BOUND, CONTROL, named, score
 from diffseg.images import write_names
 from diffseg.segmenter import Segmentation, Settings
 from diffseg.semantic import LabelledSegmentation, caption_of, distinct, label, noun_maps, noun_tokens, vote
+from tests.hub import Hub
+from tests.models import save_pipeline
 
 SMALL = ["--size", "128", "--anchors", "8", "--device", "cpu"]
 
@@ -296,6 +299,39 @@ def test_pickled_and_damaged_captioners_are_one_sentence(tmp_path):
         Captioner.from_pretrained(str(tmp_path), device="cpu")
 
 
+LOAD = """
+import sys
+import numpy as np
+from diffseg.captions import Captioner
+try:
+    print(Captioner.from_pretrained(sys.argv[1], device="cpu")(np.zeros((40, 60, 3), np.uint8)))
+except (ValueError, OSError) as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+"""
+
+
+def test_a_captioner_from_the_hub(tmp_path):
+    """The real client against a hub on localhost; transformers' own conversion service is not asked."""
+    whole, pickled = save_captioner(tmp_path / "whole"), save_captioner(tmp_path / "pickled")
+    (pickled / "model.safetensors").unlink()
+    torch.save({}, pickled / "pytorch_model.bin")
+    hub = Hub({("us/blip", "main"): whole, ("us/pickled", "main"): pickled})
+    keep = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
+    keep |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "*"}
+    keep |= {"DISABLE_SAFETENSORS_CONVERSION": "1"}
+    ran = {
+        name: subprocess.run([sys.executable, "-c", LOAD, name], env=keep, capture_output=True, text=True, check=False)
+        for name in ("us/blip", "us/pickled", "us/none")
+    }
+    hub.close()
+    assert ran["us/blip"].returncode == 0, ran["us/blip"].stderr
+    assert "model.safetensors" in hub.asked
+    assert "pytorch_model.bin" not in hub.asked
+    for name in ("us/pickled", "us/none"):
+        assert ran[name].returncode == 1
+        assert ran[name].stderr.strip().splitlines()[-1].startswith(f"OSError: cannot load the captioner '{name}'")
+
+
 # --- the whole --------------------------------------------------------------------------------------------------------
 
 
@@ -325,6 +361,15 @@ def test_with_the_empty_prompt_nothing_changes(seg):
     np.testing.assert_array_equal(proposals, same)
     assert {attention.shape[::2] for attention in cross.values()} == {(1, 77)}
     assert seg.segment_prompted(pixels, settings, (128, 128))[3] == {}
+
+
+def test_a_model_with_two_text_encoders(tmp_path):
+    """Random SDXL: the prompt's tokens are the same for both encoders."""
+    xl = DiffSeg.from_pretrained(str(save_pipeline("sdxl", tmp_path)), device="cpu")
+    made = label(xl, scene(4, 0, 128).image, ["sky", "traffic light"], settings=xl.settings(size=128, anchors=2))
+    assert made.labels.shape == (128, 128)
+    assert set(np.unique(made.labels)) <= {0, 1}
+    assert np.isfinite(made.scores).all()
 
 
 def run(*args: object):
