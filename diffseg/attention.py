@@ -206,6 +206,11 @@ class DiffusionModel:
         autoencoder = 2 ** (len(self.pipeline.vae.config.block_out_channels) - 1)
         return autoencoder * 2 ** (len(self.pipeline.unet.config.block_out_channels) - 1)
 
+    @property
+    def tokenizer(self) -> Any:
+        """What cuts prompts into tokens; where there are two (SDXL), both cut alike."""
+        return self.pipeline.tokenizer or self.pipeline.tokenizer_2
+
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Latents [B, c, H/8, W/8] of images [B, 3, H, W] in [-1, 1]: the autoencoder's mean, scaled as it says."""
@@ -285,7 +290,7 @@ def _load(name: str, source: str, revision: str | None, dtype: torch.dtype) -> D
     from diffusers import DiffusionPipeline
 
     unused = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
-    with _quiet():
+    with quiet():
         try:
             return DiffusionPipeline.from_pretrained(
                 source, revision=revision, dtype=dtype, use_safetensors=True, low_cpu_mem_usage=True, **unused
@@ -304,7 +309,7 @@ def _load(name: str, source: str, revision: str | None, dtype: torch.dtype) -> D
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silences loading bars and notes about the parts deliberately left out."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
@@ -324,4 +329,4 @@ def _quiet() -> Iterator[None]:
             library.enable_progress_bar()
 
 
-__all__ = ["EMBEDDED", "AttentionMaps", "DiffusionModel", "attention_maps", "capture", "resolve_device"]
+__all__ = ["EMBEDDED", "AttentionMaps", "DiffusionModel", "Maps", "attention_maps", "capture", "resolve_device"]

@@ -1,4 +1,4 @@
-"""The command line: `diffseg segment PHOTO...`."""
+"""The command line: `diffseg segment PHOTO...` and `diffseg label PHOTO...`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from diffseg.files import check_writable, write
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from diffseg.segmenter import DiffSeg, Segmentation, Settings
+    from diffseg.semantic import LabelledSegmentation
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 OUTPUTS = (".labels.png", ".overlay.png", ".json")
@@ -28,53 +31,145 @@ def _main() -> None:
     """DiffSeg: unsupervised zero-shot segmentation from the self-attention of a diffusion model."""
 
 
+# The options that the commands share.
+Photos = Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.", show_default=False)]
+Out = Annotated[Path, typer.Option(help="Folder for the results.")]
+Model = Annotated[str, typer.Option(help="Embedded model, Hugging Face hub id, or folder in diffusers' layout.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
+Threshold = Annotated[
+    str | None, typer.Option(help="tau in nats; one, or one per iteration: 0.5,0.9,1.1. (default: the model's own)")
+]
+Anchors = Annotated[int, typer.Option(help="M of the M x M grid of anchors.")]
+Iterations = Annotated[
+    int | None, typer.Option(help="N, iterations of merging. (default: as many as thresholds, else 3)")
+]
+Weights = Annotated[
+    str | None, typer.Option(help="R, finest resolution first: 64,32,16,8. (default: proportional to the resolution)")
+]
+Timestep = Annotated[int | None, typer.Option(help="t, 0 to 999. (default: the model's own)")]
+Refine = Annotated[bool, typer.Option("--refine", help="k-means over all attention maps at the end.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
+Size = Annotated[int, typer.Option(help="Side in pixels of the square whose area a photo is resized to for the model.")]
+
+
 @app.command()
 def segment(
-    photos: Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("segments"),
-    model: Annotated[
-        str, typer.Option(help="Embedded model, Hugging Face hub id, or folder in diffusers' layout.")
-    ] = "mini",
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
-    threshold: Annotated[
-        str | None, typer.Option(help="tau in nats; one, or one per iteration: 0.5,0.9,1.1. (default: the model's own)")
-    ] = None,
-    anchors: Annotated[int, typer.Option(help="M of the M x M grid of anchors.")] = 16,
-    iterations: Annotated[
-        int | None, typer.Option(help="N, iterations of merging. (default: as many as thresholds, else 3)")
-    ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(help="R, finest resolution first: 64,32,16,8. (default: proportional to the resolution)"),
-    ] = None,
-    timestep: Annotated[int | None, typer.Option(help="t, 0 to 999. (default: the model's own)")] = None,
-    refine: Annotated[bool, typer.Option("--refine", help="k-means over all attention maps at the end.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
-    size: Annotated[
-        int, typer.Option(help="Side in pixels of the square whose area a photo is resized to for the model.")
-    ] = 512,
+    photos: Photos,
+    out: Out = Path("segments"),
+    model: Model = "mini",
+    revision: Revision = None,
+    threshold: Threshold = None,
+    anchors: Anchors = 16,
+    iterations: Iterations = None,
+    weights: Weights = None,
+    timestep: Timestep = None,
+    refine: Refine = False,
+    device: Device = "auto",
+    size: Size = 512,
 ) -> None:
     """Segments photos. For each: NAME.labels.png, NAME.overlay.png and NAME.json (segments as COCO RLE, settings)."""
     with _one_sentence():
+        options = {"anchors": anchors, "iterations": iterations, "refine": refine, "size": size}
         jobs = name_outputs(find_photos(photos))
-        thresholds = None if threshold is None else _numbers("--threshold", threshold)
-        numbers = None if weights is None else _numbers("--weights", weights)
-        from diffseg.segmenter import DiffSeg, Settings
-
-        options: dict[str, Any] = {
-            "anchors": anchors,
-            "iterations": iterations,
-            "weights": numbers,
-            "refine": refine,
-            "size": size,
-        }
-        Settings.make(thresholds or 1.0, timestep=300 if timestep is None else timestep, **options)  # before any work
-        check_writable(out, "choose another with --out")
-        seg = DiffSeg.from_pretrained(model, revision=revision, device=device)
-        settings = seg.settings(thresholds, timestep, **options)
-        failed = segment_files(seg, settings, jobs, out)
+        seg, settings = _load(out, model, revision, device, threshold, weights, timestep, options)
+        failed = process_files(lambda photo, path: seg.segment(photo, settings), jobs, out, model)
     if failed:
         raise typer.Exit(1)
+
+
+@app.command()
+def label(
+    photos: Photos,
+    out: Out = Path("labels"),
+    nouns: Annotated[str | None, typer.Option(help="What to look for: dog,grass,traffic light.")] = None,
+    caption: Annotated[str | None, typer.Option(help="A sentence whose nouns to look for (needs spaCy).")] = None,
+    captioner: Annotated[
+        str | None,
+        typer.Option(
+            help="BLIP model that writes a caption where none is given, hub id or folder (needs spaCy). "
+            "(default: Salesforce/blip-image-captioning-base)"
+        ),
+    ] = None,
+    voting: Annotated[str, typer.Option(help="How a segment's pixels choose its noun: mean or majority.")] = "mean",
+    model: Model = "mini",
+    revision: Revision = None,
+    threshold: Threshold = None,
+    anchors: Anchors = 16,
+    iterations: Iterations = None,
+    weights: Weights = None,
+    timestep: Timestep = None,
+    refine: Refine = False,
+    device: Device = "auto",
+    size: Size = 512,
+) -> None:
+    """Segments photos and names the segments by the nouns of a caption.
+
+    For each: NAME.labels.png (indices into the nouns), NAME.overlay.png and NAME.json (nouns, segments, settings).
+    """
+    with _one_sentence():
+        options = {"anchors": anchors, "iterations": iterations, "refine": refine, "size": size}
+        jobs = name_outputs(find_photos(photos))
+        if sum(given is not None for given in (nouns, caption, captioner)) > 1:
+            raise ValueError("give only one of --nouns, --caption and --captioner")
+        from diffseg.semantic import check_voting
+        from diffseg.semantic import label as label_photo
+
+        check_voting(voting)
+        words = _words(nouns, caption, captioner, device)
+        seg, settings = _load(out, model, revision, device, threshold, weights, timestep, options)
+        failed = process_files(
+            lambda photo, path: label_photo(seg, photo, *words(photo, path), settings, voting), jobs, out, model
+        )
+    if failed:
+        raise typer.Exit(1)
+
+
+def _words(
+    nouns: str | None, caption: str | None, captioner: str | None, device: str
+) -> Callable[[np.ndarray, Path], tuple[tuple[str, ...], str | None]]:
+    """A function (photo uint8 [H, W, 3], its path) -> nouns and their caption, from whichever is given."""
+    from diffseg.captions import CAPTIONER, Captioner, CaptionError, load_tagger, nouns_of
+    from diffseg.images import ImageError
+    from diffseg.semantic import distinct
+
+    if nouns is not None:
+        listed = distinct(nouns.split(","))
+        return lambda photo, path: (listed, None)
+    tagger = load_tagger()
+    if caption is not None:
+        found = nouns_of(tagger(caption))
+        return lambda photo, path: (found, caption)
+    describe = Captioner.from_pretrained(captioner or CAPTIONER, device=device)
+
+    def words(photo: np.ndarray, path: Path) -> tuple[tuple[str, ...], str]:
+        written = describe(photo)
+        try:
+            return nouns_of(tagger(written)), written
+        except CaptionError as error:  # one photo's trouble, not that of the rest
+            raise ImageError(f"{path}: {error}; name what it shows with --nouns") from None
+
+    return words
+
+
+def _load(
+    out: Path,
+    model: str,
+    revision: str | None,
+    device: str,
+    threshold: str | None,
+    weights: str | None,
+    timestep: int | None,
+    options: dict[str, Any],
+) -> tuple[DiffSeg, Settings]:
+    """The model and its settings; what is wrong with the options is found before any work."""
+    thresholds = None if threshold is None else _numbers("--threshold", threshold)
+    options = {**options, "weights": None if weights is None else _numbers("--weights", weights)}
+    from diffseg.segmenter import DiffSeg, Settings
+
+    Settings.make(thresholds or 1.0, timestep=300 if timestep is None else timestep, **options)
+    check_writable(out, "choose another with --out")
+    seg = DiffSeg.from_pretrained(model, revision=revision, device=device)
+    return seg, seg.settings(thresholds, timestep, **options)
 
 
 @contextmanager
@@ -136,8 +231,16 @@ def name_outputs(photos: list[Path]) -> dict[str, Path]:
     return dict(sorted(jobs.items()))
 
 
-def segment_files(seg: DiffSeg, settings: Settings, jobs: dict[str, Path], out: Path) -> dict[Path, str]:
+def process_files(
+    make: Callable[[np.ndarray, Path], Segmentation | LabelledSegmentation],
+    jobs: dict[str, Path],
+    out: Path,
+    model: str,
+) -> dict[Path, str]:
     """Segments photos into the folder `out`, with progress and a summary. Returns {photo: what was wrong with it}.
+
+    Args:
+        make: photo uint8 [H, W, 3] and its path -> what to write. jobs: {result name: photo}. model: its name.
 
     Raises:
         ValueError: a setting that does not fit the model. OSError: a result cannot be written.
@@ -147,13 +250,13 @@ def segment_files(seg: DiffSeg, settings: Settings, jobs: dict[str, Path], out: 
     failed: dict[Path, str] = {}
     segments, start, screen = 0, time.perf_counter(), Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    typer.echo(f"segmenting {len(jobs)} photo{'s' * (len(jobs) != 1)} with {seg.model.name}", err=True)
+    typer.echo(f"segmenting {len(jobs)} photo{'s' * (len(jobs) != 1)} with {model}", err=True)
     with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress:
         task = progress.add_task("segmenting", total=len(jobs))
         for name, photo in jobs.items():
             progress.update(task, description=photo.name)
             try:
-                made = seg.segment(load_image(photo), settings)
+                made = make(load_image(photo), photo)
             except ImageError as error:
                 failed[photo] = str(error)
                 progress.console.print(f"skipped {error}", style="red", highlight=False, soft_wrap=True, markup=False)
@@ -170,7 +273,7 @@ def segment_files(seg: DiffSeg, settings: Settings, jobs: dict[str, Path], out: 
     return failed
 
 
-def write_results(made: Segmentation, photo: Path, stem: Path) -> None:
+def write_results(made: Segmentation | LabelledSegmentation, photo: Path, stem: Path) -> None:
     """Writes NAME.labels.png, NAME.overlay.png and, last, NAME.json; each appears whole or not at all."""
     from diffseg.images import label_image
 

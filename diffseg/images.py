@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import colorsys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from scipy.ndimage import distance_transform_edt
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".avif"})
 MIN_SIDE = 16
@@ -90,6 +92,23 @@ def overlay(image: np.ndarray, labels: np.ndarray, opacity: float = 0.5) -> Imag
         edge[step:] |= labels[step:] != labels[:-step]
     mixed[edge] = 255
     return Image.fromarray(mixed)
+
+
+def write_names(picture: Image.Image, labels: np.ndarray, names: Sequence[str]) -> Image.Image:
+    """The picture with names[i] written where the label i (int [H, W]) is widest, once for each label that occurs."""
+    size = max(11, round(min(picture.size) / 22))
+    font, draw = ImageFont.load_default(size), ImageDraw.Draw(picture)
+    step = max(1, max(labels.shape) // 256)  # a name's place need not be exact to the pixel
+    small = labels[step // 2 :: step, step // 2 :: step]
+    for index in np.unique(small):
+        inside = distance_transform_edt(np.pad(small == index, 1))  # the picture's border is a border, too
+        row, column = np.unravel_index(inside.argmax(), inside.shape)
+        half = draw.textlength(names[index], font) / 2 + 2
+        x = np.clip((column - 0.5) * step, half, max(picture.width - half, half))
+        y = np.clip((row - 0.5) * step, size / 2 + 2, picture.height - size / 2 - 2)
+        stroke = max(1, round(size / 9))
+        draw.text((x, y), names[index], "white", font, "mm", stroke_width=stroke, stroke_fill="black")
+    return picture
 
 
 def label_image(labels: np.ndarray) -> Image.Image:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from diffseg.attention import DiffusionModel
+from diffseg.attention import DiffusionModel, Maps
 from diffseg.images import load_image, overlay
 from diffseg.segmentation import aggregate, merge, refine, to_labels
 
@@ -103,18 +103,7 @@ class Segmentation:
 
     def segments(self) -> list[dict[str, Any]]:
         """Per segment: id, area (pixels), bbox [x, y, width, height] and segmentation (compressed COCO RLE)."""
-        found = []
-        for index in range(len(self)):
-            rle = coco_mask.encode(np.asfortranarray(self.labels == index).astype(np.uint8))
-            found.append(
-                {
-                    "id": index,
-                    "area": int(coco_mask.area(rle)),
-                    "bbox": [int(x) for x in coco_mask.toBbox(rle)],
-                    "segmentation": {"size": [int(x) for x in rle["size"]], "counts": rle["counts"].decode("ascii")},
-                }
-            )
-        return found
+        return [{"id": index, **describe(self.labels == index)} for index in range(len(self))]
 
     def as_dict(self) -> dict[str, Any]:
         """All but the pixels, ready for JSON."""
@@ -208,11 +197,24 @@ class DiffSeg:
         Returns:
             labels int32 [H, W] of the given size, proposals float32 [K, h', w'], seconds per stage.
         """
+        return self.segment_prompted(pixels, settings, size)[:3]
+
+    @torch.no_grad()
+    def segment_prompted(
+        self, pixels: torch.Tensor, settings: Settings, size: tuple[int, int], prompt: str | None = None
+    ) -> tuple[np.ndarray, np.ndarray, dict[str, float], Maps]:
+        """As `segment_pixels`, with a prompt in place of the empty one.
+
+        Returns:
+            Also, where there is a prompt, the same pass' cross-attention over its tokens: {(h, w): [1, h*w, tokens]}.
+        """
         clock = _Clock(self.model.device)
         with clock("attention"):
-            maps = self.model.attention(pixels.to(self.model.device), settings.timestep).self_attention
+            maps = self.model.attention(
+                pixels.to(self.model.device), settings.timestep, [prompt or ""], cross=prompt is not None
+            )
         with clock("aggregate"):
-            attention = aggregate(maps, settings.weights)[0]
+            attention, cross = aggregate(maps.self_attention, settings.weights)[0], maps.cross_attention
             del maps
         with clock("merge"):
             proposals = merge(attention, settings.anchors, settings.threshold)
@@ -221,7 +223,17 @@ class DiffSeg:
         with clock("labels"):
             labels, proposals = by_area(to_labels(proposals, size), proposals)
             found = labels.to(torch.int32).cpu().numpy(), proposals.float().cpu().numpy()
-        return *found, clock.seconds
+        return *found, clock.seconds, cross
+
+
+def describe(mask: np.ndarray) -> dict[str, Any]:
+    """A mask, bool [H, W], for JSON: area (pixels), bbox [x, y, width, height], segmentation (compressed COCO RLE)."""
+    rle = coco_mask.encode(np.asfortranarray(mask).astype(np.uint8))
+    return {
+        "area": int(coco_mask.area(rle)),
+        "bbox": [int(x) for x in coco_mask.toBbox(rle)],
+        "segmentation": {"size": [int(x) for x in rle["size"]], "counts": rle["counts"].decode("ascii")},
+    }
 
 
 def working_size(height: int, width: int, size: int, multiple: int) -> tuple[int, int]:

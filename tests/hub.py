@@ -38,10 +38,13 @@ class Hub:
                 return self.reply(body if send else b"", len(body), commit=hub.commit(folder), body=body)
 
             def info(self, rest: str, send: bool):
-                repository, kind, revision = re.fullmatch(r"(.+?)(?:/(revision|tree)/([^/]+))?", rest).groups()
+                pattern = r"(.+?)(?:/(revision|tree)/([^/]+)(/.+)?)?"
+                repository, kind, revision, inside = re.fullmatch(pattern, rest).groups()
                 folder = hub.find(repository, revision or "main")
                 if folder is None:
                     return self.nothing("RevisionNotFound" if hub.find(repository, "main") else "RepoNotFound")
+                if inside:  # of a folder in the repository, which our models have no need for
+                    return self.nothing("EntryNotFound")
                 files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
                 if kind == "tree":
                     tree = [{"type": "file", "path": f, "size": (folder / f).stat().st_size, "oid": "0"} for f in files]

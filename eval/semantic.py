@@ -1,0 +1,118 @@
+"""How often the names of Semantic DiffSeg are right, on generated scenes with their own captions.
+
+`python -m diffseg.eval.semantic`. Names decide, so nothing is matched: a pixel is right if the class of its segment's
+noun is its true class.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from diffseg.datasets.scenes import Scenes
+from diffseg.eval.metrics import Counts, bootstrap, histogram, summarise
+from diffseg.segmenter import DiffSeg, Settings
+from diffseg.semantic import VOTINGS, noun_maps, noun_tokens, vote
+
+CONTROL, BOUND = "random noun", "true noun"
+
+
+def named(hist: np.ndarray, classes: np.ndarray) -> tuple[Counts, Counts]:
+    """Counts of one image whose segments have been given classes.
+
+    Args:
+        hist: int64 [classes, >= segments], `histogram` of truth and segments. classes: int [segments].
+
+    Returns:
+        Pixels per class; and segments, as one class: tp are those named as the largest part of their pixels is, fn the
+        others.
+    """
+    hist = hist[:, : len(classes)]
+    tp, claimed = np.zeros(len(hist), np.int64), np.zeros(len(hist), np.int64)
+    np.add.at(tp, classes, hist[classes, np.arange(len(classes))])
+    np.add.at(claimed, classes, hist.sum(0))
+    right = int((hist.argmax(0) == classes).sum())
+    segments = Counts(np.array([right]), np.array([0]), np.array([len(classes) - right]), len(classes))
+    return Counts(tp, claimed - tp, hist.sum(1) - tp, int(hist.sum())), segments
+
+
+def choices(seg: DiffSeg, scenes: Scenes, key: str, settings: Settings) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """One pass over one scene: its histogram, and the classes [segments] that each way of naming gives.
+
+    The control gives each segment a random noun of the caption; the bound gives it the class of most of its pixels.
+    """
+    scene, truth = scenes.scene(key), scenes.label(key)
+    nouns, classes = [noun for noun, _ in scene.nouns], np.array([index for _, index in scene.nouns])
+    tokens = noun_tokens(seg.model.tokenizer, scene.caption, nouns)
+    size = (truth.shape[0], truth.shape[1])
+    labels, proposals, _, cross = seg.segment_prompted(scenes.image(key)[None], settings, size, scene.caption)
+    maps, hist = list(noun_maps(cross, tokens, size)), histogram(truth, labels, len(scenes.classes))
+    found = {voting: classes[vote(labels, maps, voting).argmax(1)] for voting in VOTINGS}
+    random = np.random.default_rng([scenes.seed, int(key)]).choice(classes, len(proposals))
+    return hist, found | {CONTROL: random, BOUND: hist[:, : len(proposals)].argmax(0)}
+
+
+def score(seg: DiffSeg, scenes: Scenes, settings: Settings) -> dict[str, dict[str, Any]]:
+    """Per way of naming: accuracy (of pixels), miou, iou, segment_accuracy, and interval: {each: (low, high)}."""
+    pixels: dict[str, list[Counts]] = defaultdict(list)
+    segments: dict[str, list[Counts]] = defaultdict(list)
+    screen = Console(stderr=True)
+    for key in track(scenes.keys, "naming", console=screen, transient=True, disable=not screen.is_terminal):
+        hist, ways = choices(seg, scenes, key, settings)
+        for way, classes in ways.items():
+            of_pixels, of_segments = named(hist, classes)
+            pixels[way].append(of_pixels)
+            segments[way].append(of_segments)
+    return {way: _summary(pixels[way], segments[way]) for way in pixels}
+
+
+def _summary(pixels: list[Counts], segments: list[Counts]) -> dict[str, Any]:
+    interval = bootstrap(pixels) | {"segment_accuracy": bootstrap(segments)["accuracy"]}
+    return summarise(pixels) | {"segment_accuracy": summarise(segments)["accuracy"], "interval": interval}
+
+
+def table(result: dict[str, dict[str, Any]], title: str) -> Table:
+    """The result of `score` for the terminal, in percent, with 95 % intervals over images."""
+    shown = Table(title=title)
+    for heading in ("noun by", "segments right %", "pixels right %", "mIoU %"):
+        shown.add_column(heading, justify="left" if heading == "noun by" else "right")
+    for way, row in result.items():
+        cells = [way]
+        for name in ("segment_accuracy", "accuracy", "miou"):
+            low, high = row["interval"][name]
+            cells.append(f"{100 * row[name]:.1f} ({100 * low:.1f}-{100 * high:.1f})")
+        shown.add_row(*cells)
+    return shown
+
+
+def main(
+    model: Annotated[str, typer.Option(help="Embedded model, hub id or folder.")] = "mini",
+    scenes: Annotated[int, typer.Option(min=1, help="Number of held-out scenes.")] = 50,
+    timestep: Annotated[int | None, typer.Option(help="t, 0 to 999. (default: the model's own)")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
+    json_: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")] = None,
+) -> None:
+    """Names the segments of held-out generated scenes by their captions' nouns; prints how often that is right."""
+    seg = DiffSeg.from_pretrained(model, device=device)
+    settings = seg.settings(timestep=timestep)
+    typer.echo(f"naming the segments of {scenes} scenes with {model}", err=True)
+    result = score(seg, Scenes(scenes), settings)
+    title = f"{model} on {scenes} generated scenes\nt = {settings.timestep}, threshold = {settings.threshold[0]:g}"
+    Console().print(table(result, title))
+    if json_:
+        # A class that does not occur has no IoU: JSON knows null, not NaN.
+        rows = {way: row | {"iou": [None if np.isnan(x) else x for x in row["iou"]]} for way, row in result.items()}
+        record = {"model": model, "scenes": scenes, "timestep": settings.timestep, "threshold": settings.threshold}
+        json_.write_text(json.dumps(record | {"naming": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)
