@@ -24,6 +24,6 @@ def picture(dataset: Dataset, key: str, path: Path) -> Image.Image:
 
 def write_report(run: Run, dataset: Dataset, summary: dict[str, Any], config: dict[str, Any]) -> Path:
     """Writes RUN/report.html and returns its path."""
-    page = run.folder / "report.html"
+    page = run.report
     write(page, "<html></html>")
     return page

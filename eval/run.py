@@ -9,6 +9,7 @@ diffseg-eval 'stages=[score,report]' labels=DIR dataset=coco_stuff27
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
 import sys
 from collections.abc import Sequence
@@ -36,7 +37,7 @@ from diffseg.eval.check import check, read_reference
 from diffseg.eval.predict import missing, predict, shard_of
 from diffseg.eval.report import write_report
 from diffseg.eval.runs import Run, code_fingerprint, digest, model_fingerprint, open_run
-from diffseg.eval.score import read_summary, score, summarise_images, write_images
+from diffseg.eval.score import MapPath, read_summary, score, summarise_images, write_images
 from diffseg.eval.segmenters import Oracle
 from diffseg.eval.tracker import Tracker
 from diffseg.files import write
@@ -72,6 +73,7 @@ def evaluate(config: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
     Raises:
         ValueError, OSError: one sentence that says what is wrong and what to do.
     """
+    config = {**config, "segmenters": varied(config["segmenters"], config["vary"])}
     _check_options(config)
     stages, skip = config["stages"], config["on_error"] == "skip"
     reference = read_reference(config["reference"]) if "check" in stages else None
@@ -88,12 +90,12 @@ def evaluate(config: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
     if "score" in stages and _can_score(config, run, dataset):
         summary = _score(config, names, run, dataset, skip)
         tracker.track(run, config, summary, dataset)
-    if "report" in stages and (summary or (run.folder / "summary.json").exists()):
-        summary = summary or read_summary(run.folder)
+    if "report" in stages and (summary or run.summary.exists()):
+        summary = summary or read_summary(run)
         Console().print(result_table(summary))
         say(f"report: {write_report(run, dataset, summary, config)}")
     if reference is not None:
-        summary = summary or read_summary(run.folder)
+        summary = summary or read_summary(run)
         _check(summary, reference)
     return {**summary, "folder": str(run.folder)} if summary else {}
 
@@ -112,6 +114,34 @@ def make(settings: dict[str, Any], **arguments: Any) -> Any:
         raise ValueError(f"{settings.get('_target_')}: {error.__cause__ or error}") from error
 
 
+def varied(segmenters: dict[str, Any], vary: dict[str, list[Any]]) -> dict[str, Any]:
+    """The segmenters, with "diffseg" replaced by one for each combination of the values to try.
+
+    All of them share one forward pass. {"threshold": [0.7, 0.9]} gives "threshold=0.7" and "threshold=0.9".
+
+    Raises:
+        ValueError: there is no segmenter diffseg, a setting it does not have, or no list of values.
+    """
+    if not vary:
+        return segmenters
+    base = segmenters.get("diffseg")
+    if base is None:
+        raise ValueError("vary= tries settings of the segmenter diffseg, and there is none of that name")
+    for key, values in vary.items():
+        if key not in base:
+            raise ValueError(f"vary.{key}: the segmenter diffseg has no {key}{_nearest(key, list(base))}")
+        if not isinstance(values, list) or not values:
+            raise ValueError(f"vary.{key} must be a list of values to try, got {values!r}")
+    combinations = (dict(zip(vary, values, strict=True)) for values in itertools.product(*vary.values()))
+    made = {",".join(f"{k}={value_name(v)}" for k, v in chosen.items()): {**base, **chosen} for chosen in combinations}
+    return made | {name: settings for name, settings in segmenters.items() if name != "diffseg"}
+
+
+def value_name(value: Any) -> str:
+    """A setting's value as part of a name: 0.7, 64-32-16-8, none."""
+    return "-".join(map(value_name, value)) if isinstance(value, list) else "none" if value is None else f"{value}"
+
+
 def say(text: str) -> None:
     """Tells the user, without disturbing what is printed as result."""
     print(text, file=sys.stderr, flush=True)
@@ -128,6 +158,8 @@ def _check_options(config: dict[str, Any]) -> None:
         raise ValueError(f"stages must be some of {', '.join(STAGES)}; got {config['stages']}")
     if config["on_error"] not in ("stop", "skip"):
         raise ValueError(f"on_error must be stop or skip, got {config['on_error']!r}")
+    if config["score_size"] is not None and (type(config["score_size"]) is not int or config["score_size"] < 1):
+        raise ValueError(f"score_size must be a whole number of pixels, got {config['score_size']!r}")
     for name, least in (("batch_size", 1), ("workers", 0), ("resamples", 1)):
         if type(config[name]) is not int or config[name] < least:
             raise ValueError(f"{name} must be a whole number, at least {least}; got {config[name]!r}")
@@ -162,7 +194,7 @@ def _open(config: dict[str, Any], names: dict[str, str], dataset: Dataset, predi
         place, dtype = resolve_device(config["device"]), _dtype(config)
         made_with = {"device": place.type, "dtype": str(dtype).removeprefix("torch.")}
     create = predicting or bool(config["labels"])
-    return open_run(folder, identity, OmegaConf.to_yaml(config), made_with, create)
+    return open_run(folder, identity, OmegaConf.to_yaml(config), made_with, create, config["score_size"])
 
 
 def _dtype(config: dict[str, Any]) -> torch.dtype:
@@ -218,25 +250,24 @@ def _can_score(config: dict[str, Any], run: Run, dataset: Dataset) -> bool:
 def _score(config: dict[str, Any], names: dict[str, str], run: Run, dataset: Dataset, skip: bool) -> dict[str, Any]:
     """Scores unless that is done, writes images.parquet and summary.json, returns the summary."""
     scored_with = digest({"run": run.identity, "resamples": config["resamples"], "skip": skip})
-    old = run.folder / "summary.json"
-    if old.exists() and not config["labels"] and read_summary(run.folder).get("scored_with") == scored_with:
-        say("score: nothing to do, summary.json is there")
-        return read_summary(run.folder)
+    if run.summary.exists() and not config["labels"] and read_summary(run).get("scored_with") == scored_with:
+        say(f"score: nothing to do, {run.summary.name} is there")
+        return read_summary(run)
+    path: MapPath = run.map
+    left_out = run.skipped()
     if config["labels"]:
         root, suffix = Path(config["labels"]), config["labels_suffix"]
         _refuse_extra(root, suffix, dataset, skip)
-        images, skipped = score(
-            dataset, run.segmenters, lambda _, key: root / f"{key}{suffix}", config["workers"], skip
-        )
-    else:
-        images, skipped = score(dataset, run.segmenters, run.map, config["workers"], skip, run.skipped())
-    write_images(run.folder, images)
+        path, left_out = (lambda _, key: root / f"{key}{suffix}"), {}
+    images, skipped = score(dataset, run.segmenters, path, config["workers"], skip, left_out, config["score_size"])
+    write_images(run, images)
     summary = {
         "run": run.name,
         "scored_with": scored_with,
         "dataset": {"name": names["dataset"], "note": dataset.note, "classes": list(dataset.classes)},
         "model": None if config["labels"] else config["model"]["name"],
         "timestep": None if config["labels"] else config["timestep"],
+        "size": config["score_size"] or dataset.size,
         "images": len(dataset) - len(skipped),
         "skipped": skipped,
         "segmenters": {
@@ -246,7 +277,7 @@ def _score(config: dict[str, Any], names: dict[str, str], run: Run, dataset: Dat
         },
     }
     summary = json.loads(json.dumps(summary))
-    write(old, json.dumps(summary, indent=1) + "\n")
+    write(run.summary, json.dumps(summary, indent=1) + "\n")
     if skipped:
         shown = "\n  ".join(f"{key}: {why}" for key, why in list(skipped.items())[:10])
         say(f"score: {len(skipped)} images left out:\n  {shown}")

@@ -31,11 +31,15 @@ PACKAGES = ("torch", "diffusers", "transformers", "numpy", "scipy", "pillow", "p
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder. identity: everything that changes its labels, ready for JSON. segmenters: their names."""
+    """A run's folder. identity: everything that changes its labels, ready for JSON. segmenters: their names.
+
+    score_size: pixels a side at which it is scored; None: as predicted.
+    """
 
     folder: Path
     identity: dict[str, Any]
     segmenters: tuple[str, ...]
+    score_size: int | None = None
 
     @property
     def name(self) -> str:
@@ -45,6 +49,24 @@ class Run:
     def map(self, segmenter: str, key: str) -> Path:
         """The label map of an image."""
         return self.folder / segmenter / "labels" / f"{key}.png"
+
+    @property
+    def _variant(self) -> str:
+        return "" if self.score_size is None else f"-{self.score_size}"
+
+    @property
+    def summary(self) -> Path:
+        """Its metrics."""
+        return self.folder / f"summary{self._variant}.json"
+
+    @property
+    def report(self) -> Path:
+        """Its page."""
+        return self.folder / f"report{self._variant}.html"
+
+    def images(self, segmenter: str) -> Path:
+        """The table of a segmenter's images."""
+        return self.folder / segmenter / f"images{self._variant}.parquet"
 
     def error(self, key: str) -> Path:
         """The file that says why an image was left out."""
@@ -67,14 +89,19 @@ def digest(value: Any) -> str:
 
 
 def open_run(
-    folder: Path, identity: dict[str, Any], config: str, made_with: dict[str, str] | None, create: bool = True
+    folder: Path,
+    identity: dict[str, Any],
+    config: str,
+    made_with: dict[str, str] | None,
+    create: bool = True,
+    score_size: int | None = None,
 ) -> Run:
     """The run with this identity in this folder: made with its record if new, continued if there.
 
     Args:
         folder: RUN. identity: what changes the labels; has "segmenters". config: YAML to keep.
         made_with: device and dtype of the predictions about to be made; None: none are made.
-        create: make a run that is not there.
+        create: make a run that is not there. score_size: see `Run`.
 
     Raises:
         ValueError: the folder holds another run, one made in another precision, or files that are no run.
@@ -103,7 +130,19 @@ def open_run(
     if not record.exists():
         write(folder / "config.yaml", config)
         write(record, json.dumps({"identity": identity, "made_with": made_with, **circumstances()}, indent=1) + "\n")
-    return Run(folder, identity, tuple(identity["segmenters"]))
+    return Run(folder, identity, tuple(identity["segmenters"]), score_size)
+
+
+def find_run(folder: Path, score_size: int | None = None) -> Run:
+    """A run that is on disk.
+
+    Raises:
+        ValueError: the folder holds none.
+    """
+    if not (folder / "run.json").is_file():
+        raise ValueError(f"{folder} holds no run (no run.json): name a folder of results/runs")
+    identity = _read_record(folder / "run.json")["identity"]
+    return Run(folder, identity, tuple(identity["segmenters"]), score_size)
 
 
 def _read_record(record: Path) -> dict[str, Any]:

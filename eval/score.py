@@ -22,6 +22,7 @@ from diffseg.datasets.transforms import resize_label
 from diffseg.eval.metrics import Counts, bootstrap, histogram, match, summarise, tie_sensitivity
 from diffseg.eval.predict import loader
 from diffseg.eval.progress import track
+from diffseg.eval.runs import Run
 from diffseg.files import write
 
 MapPath = Callable[[str, str], Path]  # (segmenter, key) -> its label map
@@ -42,8 +43,10 @@ class Scored:
 class _Scorer(TorchDataset):
     """Reads truth and maps and counts, in worker processes."""
 
-    def __init__(self, dataset: Dataset, keys: Sequence[str], segmenters: Sequence[str], path: MapPath):
-        self.dataset, self.keys, self.segmenters, self.path = dataset, keys, segmenters, path
+    def __init__(
+        self, dataset: Dataset, keys: Sequence[str], segmenters: Sequence[str], path: MapPath, size: int | None
+    ):
+        self.dataset, self.keys, self.segmenters, self.path, self.size = dataset, keys, segmenters, path, size
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -53,7 +56,7 @@ class _Scorer(TorchDataset):
         try:
             raw = self.dataset.raw_label(key)
             self.dataset.check_size(key, raw.shape)
-            truth = resize_label(raw, self.dataset.size)
+            truth = resize_label(raw, self.size or self.dataset.size)
         except DataError as error:
             return Scored(key, errors=(str(error),))
         hists, segments, errors = {}, {}, []
@@ -63,6 +66,8 @@ class _Scorer(TorchDataset):
             except DataError as error:
                 errors.append(str(error))
             else:
+                if self.size:
+                    labels = resize_label(labels, self.size)
                 hists[name] = histogram(truth, labels, len(self.dataset.classes))
                 segments[name] = len(np.unique(labels))
         return Scored(key, hists, segments, tuple(errors))
@@ -96,6 +101,7 @@ def score(
     workers: int = 2,
     skip_errors: bool = False,
     left_out: Mapping[str, str] | None = None,
+    size: int | None = None,
 ) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
     """Scores label maps against the truth, image by image.
 
@@ -103,6 +109,7 @@ def score(
         segmenters: names. path: where a segmenter's map of a key is. workers: processes.
         skip_errors: leave out images whose map or truth is missing or damaged, instead of stopping.
         left_out: {key: why} of images known to have no map.
+        size: pixels a side at which to compare, maps and truth by nearest-exact; None: as predicted.
 
     Returns:
         {segmenter: a row per image, as in images.parquet}, {key: why} of the images left out.
@@ -113,7 +120,7 @@ def score(
     skipped = dict(left_out or {}) if skip_errors else {}
     keys = [key for key in dataset.keys if key not in skipped]
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in segmenters}
-    for batch in track(loader(_Scorer(dataset, keys, segmenters, path), 1, workers), "score", len(keys)):
+    for batch in track(loader(_Scorer(dataset, keys, segmenters, path, size), 1, workers), "score", len(keys)):
         for image in batch:
             if image.errors:
                 skipped[image.key] = "; ".join(image.errors)
@@ -178,36 +185,35 @@ def summarise_images(images: pd.DataFrame, classes: Sequence[str], resamples: in
     }
 
 
-def write_images(folder: Path, images: Mapping[str, pd.DataFrame]) -> None:
+def write_images(run: Run, images: Mapping[str, pd.DataFrame]) -> None:
     """Writes SEGMENTER/images.parquet of each segmenter."""
     for name, rows in images.items():
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        write(folder / name / "images.parquet", rows.to_parquet(None))
+        run.images(name).parent.mkdir(parents=True, exist_ok=True)
+        write(run.images(name), rows.to_parquet(None))
 
 
-def read_images(folder: Path, segmenter: str) -> pd.DataFrame:
+def read_images(run: Run, segmenter: str) -> pd.DataFrame:
     """SEGMENTER/images.parquet of a run.
 
     Raises:
         DataError: missing or damaged.
     """
-    path = folder / segmenter / "images.parquet"
+    path = run.images(segmenter)
     try:
         return pd.read_parquet(path)
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is missing or damaged ({error}): score the run again") from None
 
 
-def read_summary(folder: Path) -> dict[str, Any]:
+def read_summary(run: Run) -> dict[str, Any]:
     """summary.json of a run.
 
     Raises:
         DataError: missing or damaged.
     """
-    path = folder / "summary.json"
     try:
-        return json.loads(path.read_text())
+        return json.loads(run.summary.read_text())
     except FileNotFoundError:
-        raise DataError(f"{path} is missing: score the run first") from None
+        raise DataError(f"{run.summary} is missing: score the run first") from None
     except ValueError as error:
-        raise DataError(f"{path} is damaged ({error}): remove it and score the run again") from None
+        raise DataError(f"{run.summary} is damaged ({error}): remove it and score the run again") from None

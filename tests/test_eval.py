@@ -21,12 +21,13 @@ from hydra.utils import get_class, instantiate
 from PIL import Image
 
 import diffseg.conf
-from diffseg.attention import AttentionMaps
+from diffseg.attention import AttentionMaps, DiffusionModel
 from diffseg.datasets.base import DataError
 from diffseg.datasets.coco_stuff import CLASSES
 from diffseg.datasets.scenes import Scenes, scene
 from diffseg.eval import predict, run, score
 from diffseg.eval.check import check, read_reference
+from diffseg.eval.runs import find_run
 from diffseg.eval.segmenters import ColourKMeans, DiffSeg, KMeans, KMeansOracle, Observed, Whole
 from tests.test_segmentation import CASES, GOLDEN, golden_maps
 
@@ -185,6 +186,35 @@ def test_one_run_of_many_segmenters_gives_what_single_runs_give(tmp_path):
     assert set(both["segmenters"]) == {"diffseg", "colour"}
 
 
+def test_many_settings_share_one_pass_and_score_as_alone(tmp_path, monkeypatch):
+    passes = []
+    attention = DiffusionModel.attention
+    monkeypatch.setattr(DiffusionModel, "attention", lambda *a, **k: passes.append(1) or attention(*a, **k))
+    many = evaluated(tmp_path, *SMALL, "vary={threshold:[0.3,0.6],weights:[null,[1,0,0,0]]}")
+    assert len(passes) == 6
+    assert list(many["segmenters"]) == [
+        f"threshold={t},weights={w}" for t in ("0.3", "0.6") for w in ("none", "1-0-0-0")
+    ]
+    alone = evaluated(tmp_path, *SMALL, "segmenters.diffseg.threshold=0.6", "segmenters.diffseg.weights=[1,0,0,0]")
+    assert many["segmenters"]["threshold=0.6,weights=1-0-0-0"] == alone["segmenters"]["diffseg"]
+    with pytest.raises(ValueError, match="has no treshold; did you mean threshold"):
+        evaluated(tmp_path, *SMALL, "vary={treshold:[1]}")
+    with pytest.raises(ValueError, match="must be a list of values"):
+        evaluated(tmp_path, *SMALL, "vary={threshold:1}")
+
+
+def test_scoring_at_another_size_needs_no_new_prediction(tmp_path):
+    whole = evaluated(tmp_path, *SMALL)
+    stamps = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*/labels/*.png")}
+    half = evaluated(tmp_path, *SMALL, "score_size=64")
+    assert half["folder"] == whole["folder"]
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*/labels/*.png")} == stamps
+    images = score.read_images(find_run(Path(half["folder"]), 64), "diffseg")
+    assert (images["pixels"] == 64 * 64).all()
+    assert half["segmenters"]["diffseg"]["miou"] == pytest.approx(whole["segmenters"]["diffseg"]["miou"], abs=0.02)
+    assert evaluated(tmp_path, *SMALL)["segmenters"] == whole["segmenters"]
+
+
 def test_stages_can_be_called_separately(tmp_path):
     with pytest.raises(ValueError, match=r"there is no run .*: predict first"):
         evaluated(tmp_path, *SMALL, "stages=[score]")
@@ -219,7 +249,7 @@ def test_a_perfect_and_a_trivial_segmenter_by_hand(tmp_path):
 
 def test_images_parquet_holds_what_every_metric_follows_from(tmp_path):
     summary = evaluated(tmp_path, *SMALL)
-    images = score.read_images(Path(summary["folder"]), "diffseg")
+    images = score.read_images(find_run(Path(summary["folder"])), "diffseg")
     assert list(images["key"]) == [f"{i:06d}" for i in range(6)]
     again = json.loads(json.dumps(score.summarise_images(images, CLASSES)))
     stored = dict(summary["segmenters"]["diffseg"])
@@ -291,16 +321,16 @@ def test_a_run_killed_at_any_moment_ends_as_if_undisturbed(tmp_path):
         (folder,) = runs.iterdir()
         return folder
 
-    finish(tmp_path / "warm-up")
-    began = time.monotonic()
     whole = finish(tmp_path / "whole")
-    took = time.monotonic() - began
+    files = len([p for p in whole.rglob("*") if p.is_file()])
     moments, interrupted = random.Random(0), 0
     for i in range(20):
         runs = tmp_path / str(i)
-        process = start(runs)
-        time.sleep(moments.uniform(0, took))
-        os.kill(process.pid, signal.SIGKILL)
+        process, enough = start(runs), moments.randrange(files)
+        while process.is_alive() and len([p for p in runs.rglob("*") if p.is_file()]) < enough:
+            time.sleep(0.001)
+        time.sleep(moments.uniform(0, 0.05))
+        process.kill()
         process.join()
         interrupted += process.exitcode == -signal.SIGKILL
         for path in runs.rglob("*/labels/[0-9]*.png"):  # whole, or not there at all
@@ -310,7 +340,7 @@ def test_a_run_killed_at_any_moment_ends_as_if_undisturbed(tmp_path):
         np.testing.assert_equal(maps_of(folder), maps_of(whole))
         assert not list(folder.rglob("*.partial"))
         shutil.rmtree(runs)
-    assert interrupted >= 15
+    assert interrupted >= 15  # the others had ended just before
 
 
 def test_a_full_disk_keeps_what_is_finished(tmp_path):
