@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +26,7 @@ from diffseg.eval.runs import Run
 from diffseg.eval.score import read_images, read_prediction
 from diffseg.eval.segmenters import Oracle
 from diffseg.files import write
-from diffseg.images import overlay, palette
+from diffseg.images import distinct_colours, overlay
 
 _SHOWN = 4  # best images, and as many of the worst
 _SIDE = 320  # pixels of a thumbnail
@@ -85,12 +86,16 @@ def _template():
     environment = Environment(
         loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"percent": _percent, "data_uri": _data_uri, "css": _css}
+    environment.filters |= {"percent": _percent, "share": _share, "data_uri": _data_uri, "css": _css}
     return environment.get_template("report.html")
 
 
 def _percent(fraction: float | None, digits: int = 1) -> str:
     return "–" if fraction is None or math.isnan(fraction) else f"{100 * fraction:.{digits}f}"  # noqa: RUF001
+
+
+def _share(fraction: float) -> str:
+    return "0" if fraction == 0 else "< 0.1" if fraction < 0.0005 else _percent(fraction)
 
 
 def _css(colour: Sequence[int]) -> str:
@@ -123,7 +128,7 @@ def class_rows(summary: dict[str, Any], images: Mapping[str, pd.DataFrame]) -> l
     pixels = np.stack(rows["tp"]) + np.stack(rows["fn"])  # [images, classes]
     shares = pixels.sum(0) / max(pixels.sum(), 1)
     found = []
-    for name, colour, share in zip(classes, palette(len(classes)), shares, strict=True):
+    for name, colour, share in zip(classes, distinct_colours(len(classes)), shares, strict=True):
         ious = [segmenter["iou"][name] for segmenter in summary["segmenters"].values()]
         if any(iou is not None for iou in ious):
             found.append({"name": name, "colour": colour, "share": float(share), "ious": ious})
@@ -166,10 +171,10 @@ def _edges(metric: str, values: Mapping[str, np.ndarray]) -> np.ndarray:
 
 def _spread(metric: str, values: np.ndarray, edges: np.ndarray, counts: list[int], peak: int) -> Spread:
     if metric == "segments":
-        bins = [(f"{low + 0.5:.0f}", f"{high - 0.5:.0f}") for low, high in zip(edges, edges[1:], strict=False)]
+        bins = [(f"{low + 0.5:.0f}", f"{high - 0.5:.0f}") for low, high in itertools.pairwise(edges)]
         show: Callable[[float], str] = "{:g}".format
     else:
-        bins = [(f"{100 * low:.0f}", f"{100 * high:.0f} %") for low, high in zip(edges, edges[1:], strict=False)]
+        bins = [(f"{100 * low:.0f}", f"{100 * high:.0f} %") for low, high in itertools.pairwise(edges)]
         show = _percent
     bars = [(n, low if low == high else f"{low} to {high}") for n, (low, high) in zip(counts, bins, strict=True)]
     if not len(values):
@@ -193,7 +198,10 @@ class Panel:
 
 @dataclass(frozen=True)
 class Example:
-    """An image's row of images.parquet and what is shown of it. legend: (class, colour); extra: further kinds."""
+    """An image's row of images.parquet and what is shown of it. legend: (class, colour).
+
+    ignored, unmatched: whether there are pixels without a label, and segments matched to no class.
+    """
 
     row: Mapping[str, Any]
     panels: tuple[Panel, ...]
@@ -229,7 +237,7 @@ def example(dataset: Dataset, row: Mapping[str, Any], path: Path) -> Example:
     except (ValueError, OSError) as error:
         return Example(row, (first, Panel("Truth", error=str(error)), Panel("Prediction", error=str(error))))
     matched = matched_classes(np.asarray(row["histogram"]).reshape(-1, row["columns"]), int(labels.max()) + 1)[labels]
-    colours = palette(len(dataset.classes))
+    colours = distinct_colours(len(dataset.classes))
     present = [int(c) for c in np.argsort(-np.bincount(truth[truth >= 0], minlength=1)) if (truth == c).any()]
     shares = ", ".join(f"{dataset.classes[c]} {_percent((truth == c).mean(), 0)} %" for c in present)
     hits = ", ".join(dataset.classes[c] for c in present if (matched == c).any())
@@ -274,7 +282,5 @@ def _paint(classes: np.ndarray, colours: np.ndarray, hatched: bool) -> Image.Ima
 def _data_uri(image: Image.Image, kind: str) -> str:
     """The image inside an address: JPEG for photos, PNG for flat colours (smaller, and its edges stay sharp)."""
     file = io.BytesIO()
-    if kind == "png":
-        image = image.quantize(256) if len(image.getcolors(1 << 20) or ()) <= 256 else image
     image.save(file, kind, quality=85, optimize=True)
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
