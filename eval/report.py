@@ -224,38 +224,35 @@ def example(dataset: Dataset, row: Mapping[str, Any], path: Path) -> Example:
     Args:
         row: of images.parquet. path: the label map.
     """
-    key = row["key"]
-    try:
-        photo = Image.fromarray(centre_crop(dataset.photo(key))).resize((_SIDE, _SIDE))
-        first = Panel("Photo", f"Photo {key}", photo)
-    except (ValueError, OSError) as error:
-        first = Panel("Photo", error=str(error))
-    try:
-        raw = dataset.raw_label(key)
-        truth = resize_label(raw, dataset.size)
-        labels = read_prediction(path, dataset.size, raw.shape)
-    except (ValueError, OSError) as error:
-        return Example(row, (first, Panel("Truth", error=str(error)), Panel("Prediction", error=str(error))))
-    matched = matched_classes(np.asarray(row["histogram"]).reshape(-1, row["columns"]), int(labels.max()) + 1)[labels]
-    colours = distinct_colours(len(dataset.classes))
+    key, names, colours = row["key"], dataset.classes, distinct_colours(len(dataset.classes))
+    pixels, no_photo = _attempt(lambda: centre_crop(dataset.photo(key)))
+    raw, no_truth = _attempt(lambda: dataset.raw_label(key))
+    photo = None if pixels is None else Image.fromarray(pixels).resize((_SIDE, _SIDE))
+    first = Panel("Photo", f"Photo {key}", photo, no_photo)
+    if raw is None:  # without it the size of the map cannot be judged either
+        return Example(row, (first, Panel("Truth", error=no_truth), Panel("Prediction", error=no_truth)))
+    truth = resize_label(raw, dataset.size)
     present = [int(c) for c in np.argsort(-np.bincount(truth[truth >= 0], minlength=1)) if (truth == c).any()]
-    shares = ", ".join(f"{dataset.classes[c]} {_percent((truth == c).mean(), 0)} %" for c in present)
-    hits = ", ".join(dataset.classes[c] for c in present if (matched == c).any())
-    return Example(
-        row,
-        (
-            first,
-            Panel("Truth", f"Truth of {key}: {shares or 'nothing labelled'}", _paint(truth, colours, hatched=False)),
-            Panel(
-                "Prediction",
-                f"Prediction for {key}: {row['segments']} segments, matched to {hits or 'no class'}",
-                _paint(matched, colours, hatched=True),
-            ),
-        ),
-        tuple((dataset.classes[c], colours[c]) for c in present),
-        bool((truth < 0).any()),
-        bool((matched < 0).any()),
-    )
+    shares = ", ".join(f"{names[c]} {_percent((truth == c).mean(), 0)} %" for c in present)
+    second = Panel("Truth", f"Truth of {key}: {shares or 'nothing labelled'}", _paint(truth, colours, hatched=False))
+    labels, no_map = _attempt(lambda: read_prediction(path, dataset.size, raw.shape))
+    third, unmatched = Panel("Prediction", error=no_map), False
+    if labels is not None:
+        hist = np.asarray(row["histogram"]).reshape(-1, row["columns"])
+        matched = matched_classes(hist, int(labels.max()) + 1)[labels]
+        hits = ", ".join(names[c] for c in present if (matched == c).any()) or "no class"
+        alt = f"Prediction for {key}: {row['segments']} segments, matched to {hits}"
+        third, unmatched = Panel("Prediction", alt, _paint(matched, colours, hatched=True)), bool((matched < 0).any())
+    legend = tuple((names[c], colours[c]) for c in present)
+    return Example(row, (first, second, third), legend, bool((truth < 0).any()), unmatched)
+
+
+def _attempt(read: Callable[[], np.ndarray]) -> tuple[np.ndarray | None, str]:
+    """What is read, or why it cannot be."""
+    try:
+        return read(), ""
+    except (ValueError, OSError) as error:
+        return None, str(error)
 
 
 def matched_classes(hist: np.ndarray, segments: int) -> np.ndarray:

@@ -175,9 +175,12 @@ def test_what_cannot_be_read_is_replaced_by_the_reason(masks, tmp_path):
     (tmp_path / "masks" / f"{QUOTED}_mask.png").write_bytes(b"no picture")
     page = write_report(run, dataset, summary, masks).read_text()
     reasons = [html.unescape(r) for r in re.findall(r'<p class="reason">(.*?)</p>', page)]
-    assert len(reasons) == 3
+    assert len(reasons) == 2
     assert sum("plain.png is missing" in r for r in reasons) == 1
-    assert sum("damaged" in r for r in reasons) == 2
+    assert sum("_mask.png is damaged" in r for r in reasons) == 1
+    (tmp_path / "photos" / "plain.label.png").unlink()
+    page = write_report(run, dataset, summary, masks).read_text()
+    assert page.count("plain.label.png is missing") == 2  # truth and prediction
 
 
 def test_images_left_out_are_named(scenes):
