@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,38 @@ def palette(count: int) -> np.ndarray:
         for i in range(count)
     ]
     return (np.array(rows).reshape(-1, 3) * 255).astype(np.uint8)
+
+
+# From linear RGB to Oklab, in which equal distances look about equally different (Ottosson, 2020).
+_TO_CONES = ((0.4122, 0.5363, 0.0514), (0.2119, 0.6807, 0.1074), (0.0883, 0.2817, 0.6300))
+_TO_OKLAB = ((0.2105, 0.7936, -0.0041), (1.9780, -2.4286, 0.4506), (0.0259, 0.7828, -0.8087))
+
+
+def _oklab(colours: np.ndarray) -> np.ndarray:
+    """float [n, 3]: lightness, two axes of colour. colours: uint8 [n, 3], sRGB."""
+    x = colours / 255
+    linear = np.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4)
+    return np.cbrt(linear @ np.transpose(_TO_CONES)) @ np.transpose(_TO_OKLAB)
+
+
+@lru_cache
+def distinct_colours(count: int) -> np.ndarray:
+    """Colours for a legend, uint8 [count, 3]: each as unlike all before it as can be, none grey, the first ones fixed.
+
+    `palette` is for neighbours that must differ; here any two must, as far as the eye and the count allow.
+    """
+    steps = np.arange(0, 256, 15, dtype=np.uint8)
+    colours = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)
+    places = _oklab(colours)
+    chroma = np.hypot(places[:, 1], places[:, 2])
+    calm = (places[:, 0] > 0.4) & (places[:, 0] < 0.9) & (chroma > 0.07) & (chroma < 0.19)
+    colours, places = colours[calm], places[calm]
+    chosen = [int(np.abs(colours - np.array([60, 105, 180])).sum(1).argmin())]
+    gap = np.full(len(colours), np.inf)
+    for _ in range(count - 1):
+        gap = np.minimum(gap, np.linalg.norm(places - places[chosen[-1]], axis=1))
+        chosen.append(int(gap.argmax()))
+    return colours[chosen[:count]]
 
 
 def overlay(image: np.ndarray, labels: np.ndarray, opacity: float = 0.5) -> Image.Image:

@@ -52,8 +52,16 @@ def histogram(label: np.ndarray, prediction: np.ndarray, classes: int) -> np.nda
     return np.bincount(truth * columns + found, minlength=classes * columns).reshape(classes, columns)
 
 
+def assign(hist: np.ndarray) -> np.ndarray:
+    """The segment (column) of each class, int64 [classes]: one to one, so that the matched pixels are most.
+
+    A class that none of the segments is left for, or that is absent, gets one it shares no pixel with.
+    """
+    return linear_sum_assignment(hist, maximize=True)[1]  # never fewer columns than rows, so every row is there
+
+
 def match(hist: np.ndarray) -> Counts:
-    """Assigns one segment to every class so that the matched pixels are most, and counts (the paper's protocol).
+    """Assigns one segment to every class (`assign`) and counts: the paper's protocol.
 
     Surplus segments fall to classes absent from the image and count there as false positives; segments beyond the
     number of classes only leave false negatives.
@@ -61,8 +69,8 @@ def match(hist: np.ndarray) -> Counts:
     Args:
         hist: int64 [classes, max(classes, segments)] from `histogram`.
     """
-    rows, columns = linear_sum_assignment(hist, maximize=True)
-    tp = hist[rows, columns]
+    columns = assign(hist)
+    tp = hist[np.arange(len(hist)), columns]
     return Counts(tp, hist[:, columns].sum(0) - tp, hist.sum(1) - tp, int(hist.sum()))
 
 

@@ -1,29 +1,282 @@
-"""report.html of a run: one page that needs no network."""
+"""report.html of a run: one page that needs no network. How it looks is in report.html beside this file."""
 
 from __future__ import annotations
 
+import base64
+import io
+import itertools
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from diffseg.datasets.base import Dataset, read_map
-from diffseg.datasets.transforms import centre_crop
+from diffseg.datasets.transforms import centre_crop, resize_label
+from diffseg.eval.check import published
+from diffseg.eval.metrics import assign
 from diffseg.eval.runs import Run
+from diffseg.eval.score import read_images, read_prediction
+from diffseg.eval.segmenters import Oracle
 from diffseg.files import write
-from diffseg.images import overlay
+from diffseg.images import distinct_colours, overlay
+
+_SHOWN = 4  # best images, and as many of the worst
+_SIDE = 320  # pixels of a thumbnail
+_BINS = 20
+_IGNORED = (154, 160, 166)
+_HATCH = ((222, 224, 227), (128, 133, 139))  # of segments matched to no class
+_METRICS = ("accuracy", "miou", "segments")
 
 
 def picture(dataset: Dataset, key: str, path: Path) -> Image.Image:
-    """A photo, cropped as the protocol says, under the segments of a label map."""
-    labels = read_map(path)
+    """A photo, cropped as the protocol says, under the segments of a label map (of either size that can be scored)."""
+    labels = centre_crop(read_map(path))
     photo = Image.fromarray(centre_crop(dataset.photo(key))).resize(labels.shape[::-1])
     return overlay(np.asarray(photo), labels)
 
 
 def write_report(run: Run, dataset: Dataset, summary: dict[str, Any], config: dict[str, Any]) -> Path:
-    """Writes RUN/report.html and returns its path."""
-    page = run.report
-    write(page, "<html></html>")
-    return page
+    """Writes RUN/report.html and returns its path.
+
+    Args:
+        summary: of a scored run, see `diffseg.eval.score`. config: the resolved configuration.
+
+    Raises:
+        DataError: an images.parquet is missing or damaged. OSError: the page cannot be written.
+    """
+    images = {name: read_images(run, name) for name in summary["segmenters"]}
+    first = next(iter(images))
+    best, worst = extremes(images[first])
+    page = _template().render(
+        run=run,
+        summary=summary,
+        labels=config["labels"],
+        oracles={name for name, found in summary["segmenters"].items() if is_oracle(found["settings"])},
+        published=published().get(config["published"], {}) if config["published"] else {},
+        classes=class_rows(summary, images),
+        absent=[c for c in dataset.classes if all(found["iou"][c] is None for found in summary["segmenters"].values())],
+        spreads=spreads(images),
+        first=first,
+        examples=[
+            (title, [example(dataset, row, map_path(run, config, first, row["key"])) for row in rows])
+            for title, rows in (("Best", best), ("Worst", worst))
+            if rows
+        ],
+        ignored=_css(_IGNORED),
+        hatch=[_css(c) for c in _HATCH],
+        config=(run.folder / "config.yaml").read_text(),
+        record=json.loads((run.folder / "run.json").read_text()),
+    )
+    write(run.report, page)
+    return run.report
+
+
+def _template():
+    folder = FileSystemLoader(Path(__file__).parent)
+    # Keys, class names and paths come from users' files: everything is escaped.
+    environment = Environment(
+        loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"percent": _percent, "share": _share, "data_uri": _data_uri, "css": _css}
+    return environment.get_template("report.html")
+
+
+def _percent(fraction: float | None, digits: int = 1) -> str:
+    return "–" if fraction is None or math.isnan(fraction) else f"{100 * fraction:.{digits}f}"  # noqa: RUF001
+
+
+def _share(fraction: float) -> str:
+    return "0" if fraction == 0 else "< 0.1" if fraction < 0.0005 else _percent(fraction)
+
+
+def _css(colour: Sequence[int]) -> str:
+    return "#" + bytes(int(x) for x in colour).hex()
+
+
+def map_path(run: Run, config: Mapping[str, Any], segmenter: str, key: str) -> Path:
+    """Where the label map is that was scored: the run's own, or one of somebody's folder."""
+    if config["labels"]:
+        return Path(config["labels"]) / f"{key}{config['labels_suffix']}"
+    return run.map(segmenter, key)
+
+
+def is_oracle(settings: Mapping[str, Any]) -> bool:
+    """Whether a segmenter with these settings is told something about the truth."""
+    try:
+        made_by = resolve_name(settings["_target_"])
+    except (KeyError, ValueError, ImportError, AttributeError):  # a folder of label maps has no _target_
+        return False
+    return isinstance(made_by, type) and issubclass(made_by, Oracle)
+
+
+# --- classes and distributions ----------------------------------------------------------------------------------------
+
+
+def class_rows(summary: dict[str, Any], images: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
+    """A row per class that occurs, the first segmenter's best first: name, colour, share of the pixels, ious."""
+    classes = summary["dataset"]["classes"]
+    rows = next(iter(images.values()))
+    pixels = np.stack(rows["tp"]) + np.stack(rows["fn"])  # [images, classes]
+    shares = pixels.sum(0) / max(pixels.sum(), 1)
+    found = []
+    for name, colour, share in zip(classes, distinct_colours(len(classes)), shares, strict=True):
+        ious = [segmenter["iou"][name] for segmenter in summary["segmenters"].values()]
+        if any(iou is not None for iou in ious):
+            found.append({"name": name, "colour": colour, "share": float(share), "ious": ious})
+    return sorted(found, key=lambda row: (-(row["ious"][0] or 0), -row["share"]))
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How a metric is spread over images. bars: (how many images, "from to" of the bin); peak: of all segmenters."""
+
+    metric: str
+    bars: list[tuple[int, str]]
+    peak: int
+    median: str
+    span: str
+    axis: tuple[str, str]
+
+
+def spreads(images: Mapping[str, pd.DataFrame]) -> dict[str, list[Spread]]:
+    """{segmenter: a spread for each of accuracy, mIoU and number of segments}; one scale for all segmenters."""
+    found: dict[str, list[Spread]] = {name: [] for name in images}
+    for metric in _METRICS:
+        values = {name: rows[metric].dropna().to_numpy(float) for name, rows in images.items()}
+        edges = _edges(metric, values)
+        counts = {name: np.histogram(v, edges)[0].tolist() for name, v in values.items()}
+        peak = max(max(c) for c in counts.values()) or 1
+        for name in images:
+            found[name].append(_spread(metric, values[name], edges, counts[name], peak))
+    return found
+
+
+def _edges(metric: str, values: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Edges of the bins: twentieths of a fraction; whole numbers of segments."""
+    if metric != "segments":
+        return np.linspace(0, 1, _BINS + 1)
+    most = max([int(v.max()) for v in values.values() if len(v)], default=1)
+    width = -(-most // _BINS)
+    return np.arange(0, -(-most // width) + 1) * width + 0.5
+
+
+def _spread(metric: str, values: np.ndarray, edges: np.ndarray, counts: list[int], peak: int) -> Spread:
+    if metric == "segments":
+        bins = [(f"{low + 0.5:.0f}", f"{high - 0.5:.0f}") for low, high in itertools.pairwise(edges)]
+        show: Callable[[float], str] = "{:g}".format
+    else:
+        bins = [(f"{100 * low:.0f}", f"{100 * high:.0f} %") for low, high in itertools.pairwise(edges)]
+        show = _percent
+    bars = [(n, low if low == high else f"{low} to {high}") for n, (low, high) in zip(counts, bins, strict=True)]
+    if not len(values):
+        return Spread(metric, bars, peak, "–", "–", (bins[0][0], bins[-1][1]))  # noqa: RUF001
+    span = f"{show(float(values.min()))} to {show(float(values.max()))}"
+    return Spread(metric, bars, peak, show(float(np.median(values))), span, (bins[0][0], bins[-1][1]))
+
+
+# --- examples ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture of an example, or the reason why there is none. image: PIL, alt: what it shows."""
+
+    title: str
+    alt: str = ""
+    image: Image.Image | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Example:
+    """An image's row of images.parquet and what is shown of it. legend: (class, colour).
+
+    ignored, unmatched: whether there are pixels without a label, and segments matched to no class.
+    """
+
+    row: Mapping[str, Any]
+    panels: tuple[Panel, ...]
+    legend: tuple[tuple[str, Any], ...] = ()
+    ignored: bool = False
+    unmatched: bool = False
+
+
+def extremes(images: pd.DataFrame) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The rows of the most accurate images, best first, and of the least, worst first; none in both."""
+    rows = images.dropna(subset="accuracy").sort_values("accuracy", ascending=False, kind="stable").to_dict("records")
+    best = min(_SHOWN, -(-len(rows) // 2))
+    worst = min(_SHOWN, len(rows) - best)
+    return rows[:best], rows[::-1][:worst]
+
+
+def example(dataset: Dataset, row: Mapping[str, Any], path: Path) -> Example:
+    """Photo, truth and prediction of an image. What cannot be read any more is replaced by the reason.
+
+    Args:
+        row: of images.parquet. path: the label map.
+    """
+    key, names, colours = row["key"], dataset.classes, distinct_colours(len(dataset.classes))
+    pixels, no_photo = _attempt(lambda: centre_crop(dataset.photo(key)))
+    raw, no_truth = _attempt(lambda: dataset.raw_label(key))
+    photo = None if pixels is None else Image.fromarray(pixels).resize((_SIDE, _SIDE))
+    first = Panel("Photo", f"Photo {key}", photo, no_photo)
+    if raw is None:  # without it the size of the map cannot be judged either
+        return Example(row, (first, Panel("Truth", error=no_truth), Panel("Prediction", error=no_truth)))
+    truth = resize_label(raw, dataset.size)
+    present = [int(c) for c in np.argsort(-np.bincount(truth[truth >= 0], minlength=1)) if (truth == c).any()]
+    shares = ", ".join(f"{names[c]} {_percent((truth == c).mean(), 0)} %" for c in present)
+    second = Panel("Truth", f"Truth of {key}: {shares or 'nothing labelled'}", _paint(truth, colours, hatched=False))
+    labels, no_map = _attempt(lambda: read_prediction(path, dataset.size, raw.shape))
+    third, unmatched = Panel("Prediction", error=no_map), False
+    if labels is not None:
+        hist = np.asarray(row["histogram"]).reshape(-1, row["columns"])
+        matched = matched_classes(hist, int(labels.max()) + 1)[labels]
+        hits = ", ".join(names[c] for c in present if (matched == c).any()) or "no class"
+        alt = f"Prediction for {key}: {row['segments']} segments, matched to {hits}"
+        third, unmatched = Panel("Prediction", alt, _paint(matched, colours, hatched=True)), bool((matched < 0).any())
+    legend = tuple((names[c], colours[c]) for c in present)
+    return Example(row, (first, second, third), legend, bool((truth < 0).any()), unmatched)
+
+
+def _attempt(read: Callable[[], np.ndarray]) -> tuple[np.ndarray | None, str]:
+    """What is read, or why it cannot be."""
+    try:
+        return read(), ""
+    except (ValueError, OSError) as error:
+        return None, str(error)
+
+
+def matched_classes(hist: np.ndarray, segments: int) -> np.ndarray:
+    """The class that each segment is matched to, int64 [>= segments]; -1 where they share no pixel.
+
+    Args:
+        hist: int64 [classes, columns], see `diffseg.eval.metrics.histogram`. segments: largest segment number + 1.
+    """
+    columns = assign(hist)
+    shared = np.flatnonzero(hist[np.arange(len(hist)), columns])
+    found = np.full(max(segments, hist.shape[1]), -1)
+    found[columns[shared]] = shared
+    return found
+
+
+def _paint(classes: np.ndarray, colours: np.ndarray, hatched: bool) -> Image.Image:
+    """A thumbnail of classes int [H, W] in their colours (uint8 [n, 3]); -1 plain grey, or hatched."""
+    small = np.asarray(Image.fromarray(classes.astype(np.int32)).resize((_SIDE, _SIDE), Image.Resampling.NEAREST))
+    stripe = np.add.outer(np.arange(_SIDE), np.arange(_SIDE)) // 5 % 2 if hatched else 0
+    rest = np.array(_HATCH if hatched else [_IGNORED], np.uint8)[stripe]
+    return Image.fromarray(np.where((small < 0)[..., None], rest, colours[small]))
+
+
+def _data_uri(image: Image.Image, kind: str) -> str:
+    """The image inside an address: JPEG for photos, PNG for flat colours (smaller, and its edges stay sharp)."""
+    file = io.BytesIO()
+    image.save(file, kind, quality=85, optimize=True)
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"

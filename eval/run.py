@@ -114,7 +114,7 @@ def make(settings: dict[str, Any], **arguments: Any) -> Any:
         raise ValueError(f"{settings.get('_target_')}: {error.__cause__ or error}") from error
 
 
-def varied(segmenters: dict[str, Any], vary: dict[str, list[Any]]) -> dict[str, Any]:
+def varied(segmenters: dict[str, Any], vary: dict[str, list[Any]] | None) -> dict[str, Any]:
     """The segmenters, with "diffseg" replaced by one for each combination of the values to try.
 
     All of them share one forward pass. {"threshold": [0.7, 0.9]} gives "threshold=0.7" and "threshold=0.9".

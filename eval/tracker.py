@@ -39,7 +39,7 @@ class Wandb(Tracker):
 
     def track(self, run: Run, config: dict[str, Any], summary: dict[str, Any], dataset: Dataset) -> None:
         """Logs one wandb run, named after the run's folder; a rerun updates it."""
-        from diffseg.eval.report import picture
+        from diffseg.eval.report import map_path, picture
 
         wandb = self._wandb
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,8 @@ class Wandb(Tracker):
                     {
                         f"{name}/classes": wandb.Table(["class", "IoU"], rows),
                         f"{name}/overlays": [
-                            wandb.Image(picture(dataset, key, run.map(name, key)), caption=key) for key in shown
+                            wandb.Image(picture(dataset, key, map_path(run, config, name, key)), caption=key)
+                            for key in shown
                         ],
                     }
                 )

@@ -295,6 +295,13 @@ def test_golden_attention_end_to_end(tmp_path, monkeypatch):
 # --- what a run survives ----------------------------------------------------------------------------------------------
 
 
+IMPORTED = (
+    "diffseg.eval.run",
+    "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
+    "transformers.models.clip.modeling_clip",
+)
+
+
 def _evaluate_quietly(config, names):
     torch.set_num_threads(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -306,7 +313,7 @@ def _evaluate_quietly(config, names):
 def test_a_run_killed_at_any_moment_ends_as_if_undisturbed(tmp_path):
     """SIGKILL at 20 random moments of real processes, each time followed by a rerun."""
     context = multiprocessing.get_context("forkserver")  # a clean server that has imported everything once
-    context.set_forkserver_preload(["diffseg.eval.run", __name__])
+    context.set_forkserver_preload([*IMPORTED, __name__])
 
     def start(runs):
         settings = [*SMALL, "dataset.count=8", "workers=2", "stages=[predict,score]"]

@@ -149,7 +149,13 @@ def test_the_wheel_is_whole(tmp_path):
     subprocess.run(command, check=True, capture_output=True, text=True)
     with zipfile.ZipFile(next(tmp_path.glob("diffseg-*.whl"))) as wheel:
         names = wheel.namelist()
-    for name in ("datasets/scenes.py", "eval/metrics.py", "mini/README.md", "mini/weights/model_index.json"):
+    for name in (
+        "datasets/scenes.py",
+        "eval/metrics.py",
+        "eval/report.html",
+        "mini/README.md",
+        "mini/weights/model_index.json",
+    ):
         assert f"diffseg/{name}" in names
     assert "diffseg/mini/weights/unet/diffusion_pytorch_model.safetensors" in names
     assert all(name.startswith("diffseg") for name in names), "nothing lands beside the package"
