@@ -295,14 +295,8 @@ def test_golden_attention_end_to_end(tmp_path, monkeypatch):
 # --- what a run survives ----------------------------------------------------------------------------------------------
 
 
-IMPORTED = (
-    "diffseg.eval.run",
-    "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
-    "transformers.models.clip.modeling_clip",
-)
-
-
 def _evaluate_quietly(config, names):
+    multiprocessing.set_start_method("fork", force=True)  # for the reading processes, as in a process of its own
     torch.set_num_threads(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.dup2(1, 2)
@@ -313,7 +307,7 @@ def _evaluate_quietly(config, names):
 def test_a_run_killed_at_any_moment_ends_as_if_undisturbed(tmp_path):
     """SIGKILL at 20 random moments of real processes, each time followed by a rerun."""
     context = multiprocessing.get_context("forkserver")  # a clean server that has imported everything once
-    context.set_forkserver_preload([*IMPORTED, __name__])
+    context.set_forkserver_preload(["tests.preload", __name__])
 
     def start(runs):
         settings = [*SMALL, "dataset.count=8", "workers=2", "stages=[predict,score]"]

@@ -1,0 +1,9 @@
+"""Imported once by a server whose forks are the processes that tests kill: they need not import everything again."""
+
+import torch
+
+import diffseg.eval.run  # noqa: F401
+from diffseg.attention import DiffusionModel
+
+torch.set_num_threads(1)  # forks of a process with a thread pool would wait for threads that they do not have
+DiffusionModel.from_pretrained("mini", device="cpu")
