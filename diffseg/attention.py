@@ -195,6 +195,44 @@ class DiffusionModel:
         defaults = json.loads(recommended.read_text()) if recommended.is_file() else {}
         return cls(pipeline, name, defaults)
 
+    @classmethod
+    def untrained(cls, name: str, *, seed: int = 0, **options: Any) -> DiffusionModel:
+        """The model of this name with its UNet's weights drawn anew, as before training: a control.
+
+        seed: of the weights. options: as for `from_pretrained`.
+        """
+        model = cls.from_pretrained(name, **options)
+        unet = model.pipeline.unet
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            fresh = type(unet).from_config(unet.config)
+        model.pipeline.unet = fresh.to(unet.device, unet.dtype).eval().requires_grad_(False)
+        return model
+
+    @classmethod
+    def random(
+        cls, name: str = "sd14", *, seed: int = 0, device: str | torch.device = "auto", dtype: torch.dtype | None = None
+    ) -> DiffusionModel:
+        """A published architecture with random weights: it costs what the trained model costs, and needs no download.
+
+        Args:
+            name: "sd14", Stable Diffusion 1.4 (860 M parameters in the UNet). seed: of the weights.
+            device, dtype: as for `from_pretrained`. The tokenizer is the embedded model's.
+
+        Raises:
+            ValueError: no such architecture, no such device.
+        """
+        if name != "sd14":
+            raise ValueError(f"there is no architecture {name!r} to fill with random weights: use sd14")
+        place = resolve_device(device)
+        dtype = dtype or (torch.float32 if place.type == "cpu" else torch.float16)
+        with quiet(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            pipeline = _sd14().to(place, dtype)
+        for module in (pipeline.vae, pipeline.unet):
+            module.eval().requires_grad_(False)
+        return cls(pipeline, f"{name} with random weights")
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
@@ -248,6 +286,35 @@ class DiffusionModel:
         latents = self.encode(images)
         context, added = self.context(prompts or [""] * len(images), (images.shape[2], images.shape[3]))
         return capture(self.pipeline.unet, latents, timestep, context, added, cross)
+
+
+def _sd14() -> DiffusionPipeline:
+    """Stable Diffusion 1.4's architecture, untrained."""
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    widths = (320, 640, 1280, 1280)
+    unet = UNet2DConditionModel(
+        sample_size=64, block_out_channels=widths, layers_per_block=2, cross_attention_dim=768, attention_head_dim=8
+    )
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(128, 256, 512, 512),
+        layers_per_block=2,
+        sample_size=512,
+    )
+    text = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=CLIPTextModel(text),
+        tokenizer=CLIPTokenizer.from_pretrained(EMBEDDED["mini"] / "tokenizer"),
+        unet=unet,
+        scheduler=DDIMScheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

@@ -6,6 +6,9 @@ serves all segmenters.
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -58,7 +61,19 @@ class _Loader(TorchDataset):
 
 def loader(data: TorchDataset, batch_size: int, workers: int) -> DataLoader:
     """Batches as lists, in order, read by `workers` processes (0: by this one)."""
-    return DataLoader(data, batch_size, num_workers=workers, collate_fn=list)
+    return DataLoader(data, batch_size, num_workers=workers, collate_fn=list, worker_init_fn=_leave_with_parent)
+
+
+def _leave_with_parent(worker: int) -> None:
+    """Ends this reading process when the main one is killed; blocked on a full pipe, it would wait for ever."""
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def shard_of(keys: Sequence[str], shard: Sequence[int]) -> list[str]:

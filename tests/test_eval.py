@@ -303,6 +303,27 @@ def _evaluate_quietly(config, names):
     run.evaluate(config, names)
 
 
+def children(pid):
+    try:
+        return [int(x) for x in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_for(condition, seconds=20):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 @pytest.mark.slow
 def test_a_run_killed_at_any_moment_ends_as_if_undisturbed(tmp_path):
     """SIGKILL at 20 random moments of real processes, each time followed by a rerun."""
@@ -331,8 +352,10 @@ def test_a_run_killed_at_any_moment_ends_as_if_undisturbed(tmp_path):
         while process.is_alive() and len([p for p in runs.rglob("*") if p.is_file()]) < enough:
             time.sleep(0.001)
         time.sleep(moments.uniform(0, 0.05))
+        readers = children(process.pid)
         process.kill()
         process.join()
+        wait_for(lambda pids=readers: not any(alive(pid) for pid in pids))  # they leave with it
         interrupted += process.exitcode == -signal.SIGKILL
         for path in runs.rglob("*/labels/[0-9]*.png"):  # whole, or not there at all
             assert np.asarray(Image.open(path)).shape == (128, 128)
