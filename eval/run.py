@@ -33,6 +33,7 @@ from rich.table import Table
 
 from diffseg.attention import EMBEDDED, DiffusionModel, resolve_device
 from diffseg.datasets.base import Dataset
+from diffseg.eval import compare
 from diffseg.eval.check import check, read_reference
 from diffseg.eval.predict import missing, predict, shard_of
 from diffseg.eval.report import write_report
@@ -480,7 +481,10 @@ def _nearest(name: str, known: Sequence[str]) -> str:
 
 
 def main() -> None:
-    """The command `diffseg-eval`."""
+    """The command `diffseg-eval`, and `diffseg-eval compare`."""
+    if sys.argv[1:2] == ["compare"]:
+        with _one_sentence():
+            compare.command(make)(sys.argv[2:], "diffseg-eval compare", standalone_mode=True)
     overrides = [a for a in sys.argv[1:] if not a.startswith("-")]
     with _one_sentence():
         check_overrides(overrides)

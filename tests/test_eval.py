@@ -669,6 +669,25 @@ def test_wandb_offline_keeps_the_run(tmp_path):
     assert list((tmp_path / "out" / "wandb").glob("offline-run-*/files/media/images/**/*.png"))
 
 
+def test_two_runs_are_compared_on_their_common_images(tmp_path):
+    first = evaluated(tmp_path, *SMALL, "segmenters.diffseg.threshold=0.3")
+    second = evaluated(tmp_path, *SMALL, "segmenters.diffseg.threshold=0.9", "dataset.count=5")
+    ran = command("compare", first["folder"], second["folder"], cwd=tmp_path, env={**os.environ, "COLUMNS": "100"})
+    assert ran.returncode == 0, ran.stderr
+    assert "B - A on 5 common images" in ran.stdout
+    a, b = (score.read_images(find_run(Path(x["folder"])), "diffseg").set_index("key") for x in (first, second))
+    common = a.loc[b.index]
+    plain = b["accuracy"].mean() - common["accuracy"].mean()  # all have as many labelled pixels
+    assert f"{100 * plain:+.2f}" in ran.stdout
+    picture = Image.open(Path(second["folder"]) / "compare.png")
+    assert picture.width == 4 * 328 + 8
+    changed = int((b["accuracy"] != common["accuracy"]).sum())
+    assert picture.height == changed * (18 + 320 + 8) + 8
+    other = command("compare", first["folder"], second["folder"], "--a", "nothing", cwd=tmp_path)
+    assert other.returncode == 2
+    assert "has no segmenter 'nothing', but diffseg" in other.stderr
+
+
 # --- segmenters -------------------------------------------------------------------------------------------------------
 
 

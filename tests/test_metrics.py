@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffseg.eval.metrics import bootstrap, histogram, match, summarise, tie_sensitivity
+from diffseg.eval.metrics import Counts, bootstrap, histogram, match, paired_bootstrap, summarise, tie_sensitivity
 from tests.golden import inputs
 from tests.test_segmentation import GOLDEN
 
@@ -129,3 +129,26 @@ def test_tie_sensitivity_by_hand():
     low, high = tie_sensitivity([two_parts, other])
     assert low == pytest.approx((0.6 + 1 + 0) / 3)  # the surplus falls to class 2
     assert high == pytest.approx((0.6 + 8 / 12) / 2)  # to class 1
+
+
+def test_paired_bootstrap_of_a_method_with_itself_finds_nothing():
+    counts = random_counts(20)
+    for row in paired_bootstrap(counts, counts, samples=100).values():
+        assert (row["difference"], row["interval"], row["p"]) == (0, (0, 0), 1)
+
+
+def test_paired_bootstrap_sees_a_small_gain_that_separate_intervals_hide():
+    """Images differ a lot; the second method is better by one pixel of 100 on each: certain, though small."""
+    rng = np.random.default_rng(0)
+    hits = rng.integers(10, 90, 40)
+    first, second = (
+        [Counts(np.array([h + more]), np.array([0]), np.array([100 - h - more]), 100) for h in hits] for more in (0, 1)
+    )
+    found = paired_bootstrap(first, second, samples=200)["accuracy"]
+    assert found["difference"] == pytest.approx(0.01)
+    assert found["interval"] == pytest.approx((0.01, 0.01))
+    assert found["p"] == 1 / 200
+    low, high = bootstrap(first)["accuracy"]
+    assert high - low > 0.05
+    swapped = paired_bootstrap(second, first, samples=200)["accuracy"]
+    assert swapped["difference"] == -found["difference"]
