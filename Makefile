@@ -2,7 +2,7 @@ PYTHON ?= python3
 RUN = .venv/bin/python
 EVAL = .venv/bin/diffseg-eval
 
-.PHONY: help setup eval eval-coco eval-cityscapes check test test-quick data-coco data-cityscapes lint bench mini clean
+.PHONY: help setup eval eval-coco eval-cityscapes check baselines ablations tables test test-quick data-coco data-cityscapes lint bench mini clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -26,6 +26,18 @@ eval-cityscapes: setup  ## Cityscapes in DATA with MODEL
 
 check: setup     ## the gate: make eval's metrics against results/reference/mini-scenes.yaml
 	$(EVAL) 'stages=[predict,score,report,check]' reference=mini-scenes $(ARGS)
+
+baselines: setup  ## DiffSeg beside K-Means-C, K-Means-S and DBSCAN, on DATASET with MODEL
+	$(EVAL) experiment=baselines dataset=$(or $(DATASET),scenes) model=$(or $(MODEL),mini) $(ARGS)
+
+ABLATIONS = weights threshold relative anchors iterations refinement timestep
+ablations: setup  ## the paper's ablations (R, tau, M, N, refinement, t) and relative thresholds, on DATASET with MODEL
+	for what in $(ABLATIONS); do \
+		$(EVAL) experiment=ablation_$$what dataset=$(or $(DATASET),scenes) model=$(or $(MODEL),mini) $(ARGS) || exit; \
+	done
+
+tables: setup    ## results/tables: published beside measured, from the runs on disk
+	$(RUN) -m diffseg.eval.tables
 
 test: setup      ## all tests (a few minutes, 8 GB of memory)
 	$(RUN) -m pytest

@@ -40,6 +40,7 @@ from diffseg.eval.report import write_report
 from diffseg.eval.runs import Run, code_fingerprint, digest, model_fingerprint, open_run
 from diffseg.eval.score import MapPath, read_summary, score, summarise_images, write_images
 from diffseg.eval.segmenters import Oracle
+from diffseg.eval.tables import markdown
 from diffseg.eval.tracker import Tracker
 from diffseg.files import write
 
@@ -348,7 +349,7 @@ class SweepTable(Callback):
         SweepTable.failed = sum("error" in job for job in jobs)
         rows = sweep_rows(jobs)
         write(folder / "table.csv", rows.to_csv(index=False))
-        write(folder / "table.md", markdown(rows))
+        write(folder / "table.md", markdown(rows.map(_cell)))
         shown = Table(*(c.rpartition(".")[2] for c in rows if c != "run"), title="sweep")
         for row in rows.drop(columns="run", errors="ignore").itertuples(index=False):
             shown.add_row(*map(_cell, row))
@@ -380,13 +381,6 @@ def _settings(job: dict[str, Any]) -> dict[str, str]:
 
 def _cell(value: Any) -> str:
     return f"{value:.4f}" if isinstance(value, float) and value == value else "" if value != value else str(value)
-
-
-def markdown(rows: pd.DataFrame) -> str:
-    """A table in Markdown."""
-    lines = [list(map(str, rows.columns)), ["---"] * len(rows.columns)]
-    lines += [list(map(_cell, row)) for row in rows.itertuples(index=False)]
-    return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
 
 
 @contextmanager

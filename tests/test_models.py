@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from diffseg import DiffSeg
-from diffseg.attention import EMBEDDED, DiffusionModel, resolve_device
+from diffseg.attention import EMBEDDED, DiffusionModel, _sd14, resolve_device
 from tests.models import UNETS, save_pipeline
 
 
@@ -154,3 +154,26 @@ def test_devices():
         resolve_device("gpu")
     with pytest.raises(ValueError, match="is not there"):
         resolve_device("cuda:99")
+
+
+def test_an_untrained_model_differs_in_the_unet_alone_and_is_the_same_every_time():
+    trained = DiffusionModel.from_pretrained("mini", device="cpu")
+    one, two = (DiffusionModel.untrained("mini", device="cpu") for _ in range(2))
+    other = DiffusionModel.untrained("mini", seed=1, device="cpu")
+    weight = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight"
+    weights = [m.pipeline.unet.state_dict()[weight] for m in (trained, one, two, other)]
+    assert torch.equal(weights[1], weights[2])
+    assert not torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[1], weights[3])
+    for a, b in zip(trained.pipeline.vae.parameters(), one.pipeline.vae.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_random_weights_are_of_published_architectures_only():
+    with pytest.raises(ValueError, match="no architecture 'sd15' to fill"):
+        DiffusionModel.random("sd15")
+    with torch.device("meta"):  # the shapes alone: 860 M random numbers take a while
+        pipeline = _sd14()
+    assert sum(p.numel() for p in pipeline.unet.parameters()) == 859_520_964  # as published
+    assert sum(p.numel() for p in pipeline.vae.parameters()) == 83_653_863
+    assert sum(p.numel() for p in pipeline.text_encoder.parameters()) == 123_060_480
