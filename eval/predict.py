@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -102,8 +103,8 @@ def predict(
     batch_size: int = 8,
     workers: int = 2,
     skip_errors: bool = False,
-) -> int:
-    """Writes the label maps of the keys that lack one; returns how many images were segmented.
+) -> tuple[int, float]:
+    """Writes the label maps of the keys that lack one.
 
     Args:
         run: where the maps go. segmenters: by name. load_model: called only if there is something to do.
@@ -111,19 +112,22 @@ def predict(
             depend on it to the last bit. workers: reading processes.
         skip_errors: leave out images that cannot be read, and record why, instead of stopping.
 
+    Returns:
+        How many images were segmented, and in how many seconds, once the model was loaded.
+
     Raises:
         DataError: an image cannot be read (after all earlier ones are written). OSError: a map cannot be written.
     """
     todo = missing(run, keys)
     if not todo:
-        return 0
+        return 0, 0.0
     model = load_model()
     for folder in {run.map(name, key).parent for name in segmenters for key in todo}:
         folder.mkdir(parents=True, exist_ok=True)
     told = any(isinstance(s, Oracle) for s in segmenters.values())
     size = batch_size if model.device.type != "cpu" else 1
     batches = loader(_Loader(dataset, todo, told), size, workers)
-    done = 0
+    done, start = 0, time.monotonic()
     with ThreadPoolExecutor(1) as writer:
         writing: list[Future] = []
         for image, observed in track(_observe(model, timestep, batches), "predict", len(todo)):
@@ -140,7 +144,7 @@ def predict(
             done += 1
             _settle(writing, _WAITING)
         _settle(writing, 0)
-    return done
+    return done, time.monotonic() - start
 
 
 def _observe(model: DiffusionModel, timestep: int, batches: DataLoader) -> Iterator[tuple[Loaded, Observed | None]]:

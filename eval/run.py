@@ -219,11 +219,14 @@ def _predict(
     there = len(keys) - len(missing(run, keys))
     if there and there < len(keys):
         say(f"continuing: {there} of {len(keys)} label maps are there")
-    done = predict(
+    done, taken_s = predict(
         run, dataset, keys, segmenters, load, config["timestep"], config["batch_size"], config["workers"], skip
     )
     left_out = len(missing(run, keys))
-    say(f"predict: {done} images segmented" if done else "predict: nothing to do, every label map is there")
+    if done:
+        say(f"predict: {done} images segmented in {taken_s:.1f} s ({done / max(taken_s, 1e-9):.2f} images/s)")
+    elif not left_out:
+        say("predict: nothing to do, every label map is there")
     if left_out:
         say(f"predict: {left_out} images left out, see {run.folder / 'errors'}")
     if not missing(run, dataset.keys):
