@@ -61,7 +61,7 @@ class Recipe:
 
 
 # Further training of finished weights (`--start`): new scenes too, every other step on whole scenes at 512 px.
-FURTHER = Recipe(seed=1, scenes_256=8000, scenes_512=3000, steps_unet=2200, fine_every=2, learning_rate=7e-4)
+FURTHER = Recipe(seed=1, scenes_256=8000, scenes_512=3000, steps_unet=1800, fine_every=2, learning_rate=7e-4)
 
 
 # --- stage 1: pictures ------------------------------------------------------------------------------------------------
