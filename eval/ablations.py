@@ -1,7 +1,7 @@
 """What scored runs vary, found by comparing their settings; the data behind the curves of `diffseg.eval.figures`.
 
-An ablation is one key that varies (the threshold, the weights R, the time step ...), all else being equal: within a run,
-which tried many settings in one pass, or over several runs, such as the jobs of a sweep.
+An ablation is one key that varies (the threshold, the weights R, the time step ...), all else being equal: within a
+run, which tried many settings in one pass, or over several runs, such as the jobs of a sweep.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ _LABELS = {
     "iterations": "iterations N",
     "timestep": "time step t",
     "weights": "weights R",
-    "refine": "refinement by k-means",
+    "refine": "refinement (k-means)",
 }
 
 
@@ -193,10 +193,10 @@ def _made(key: str, group: Sequence[Candidate], where: str) -> Ablation:
         raise ValueError(f"{key} = {value_text(twice[0])} occurs more than once in {where}: leave one out")
     fixed = {k: v for k, v in group[0].settings.items() if k != key}
     pairs = list(zip(values, (c.found for c in group), strict=True))
-    if all(is_number(v) for v in values):
+    if all(map(is_number, values)):
         pairs.sort(key=lambda pair: pair[0])
-    values, found = zip(*pairs, strict=True)
-    return Ablation(key, values, found, fixed, usual_value(key, fixed, group[0].paper_threshold))
+    usual = usual_value(key, fixed, group[0].paper_threshold)
+    return Ablation(key, tuple(v for v, _ in pairs), tuple(f for _, f in pairs), fixed, usual)
 
 
 def is_number(value: Any) -> bool:
@@ -222,6 +222,14 @@ def usual_value(key: str, fixed: dict[str, Any], paper_threshold: float | None) 
         return None if paper[key] is None else Usual(paper[key], "the paper's")
     defaults = yaml.safe_load((Path(diffseg.__file__).parent / "conf" / "segmenter" / "diffseg.yaml").read_text())
     return Usual(_frozen(defaults[key]), "the default") if key in defaults else None
+
+
+def ablation_in(summary: dict[str, Any], config: dict[str, Any]) -> Ablation | None:
+    """The ablation that a run is; None where its segmenters do not differ in just one key. Arguments: `candidates`."""
+    try:
+        return ablation_of(candidates(summary, config))
+    except ValueError:
+        return None
 
 
 # --- on disk ----------------------------------------------------------------------------------------------------------

@@ -40,33 +40,33 @@ _METRICS = (("accuracy", "accuracy (%)", 100), ("miou", "mIoU (%)", 100), ("segm
 
 
 @contextmanager
-def _style() -> Iterator[None]:
-    """The look of all figures, for drawing and for saving."""
+def _style(text_as_text: bool = False) -> Iterator[None]:
+    """The look of all figures, for drawing and for saving. text_as_text: not outlines, but letters for the reader."""
     import matplotlib
 
-    text = {f"{name}.color": _INK for name in ("text", "xtick", "ytick")}
-    with matplotlib.rc_context(
-        {
-            **text,
-            "axes.edgecolor": _MUTED,
-            "axes.grid": True,
-            "axes.labelcolor": _INK,
-            "axes.linewidth": 0.8,
-            "axes.spines.right": False,
-            "axes.spines.top": False,
-            "axes.titlesize": 9,
-            "font.size": 9,
-            "grid.color": _LINE,
-            "grid.linewidth": 0.8,
-            "lines.linewidth": 1.6,
-            "lines.markersize": 4,
-            "svg.hashsalt": "diffseg",  # the same figure gives the same file
-            "xtick.color": _MUTED,
-            "xtick.labelcolor": _INK,
-            "ytick.color": _MUTED,
-            "ytick.labelcolor": _INK,
-        }
-    ):
+    options: Any = {
+        "axes.edgecolor": _MUTED,
+        "axes.grid": True,
+        "axes.labelcolor": _INK,
+        "axes.linewidth": 0.8,
+        "axes.spines.right": False,
+        "axes.spines.top": False,
+        "axes.titlesize": 9,
+        "font.size": 9,
+        "grid.color": _LINE,
+        "grid.linewidth": 0.8,
+        "lines.linewidth": 1.6,
+        "lines.markersize": 4,
+        "svg.fonttype": "none" if text_as_text else "path",
+        "svg.hashsalt": "diffseg",  # the same figure gives the same file
+        "text.color": _INK,
+        "text.parse_math": False,  # a dollar in a name is a dollar
+        "xtick.color": _MUTED,
+        "xtick.labelcolor": _INK,
+        "ytick.color": _MUTED,
+        "ytick.labelcolor": _INK,
+    }
+    with matplotlib.rc_context(options):
         yield
 
 
@@ -104,12 +104,12 @@ def _scale(axes: Axes, ablation: Ablation, found: np.ndarray, spread: np.ndarray
     axes.fill_between(ablation.values, spread[:, 0], spread[:, 1], color=colour, alpha=0.2, linewidth=0)
     axes.plot(ablation.values, found, color=colour, marker="o", label=ablation.key)
     axes.set_xlabel(ablation.label)
-    if len(ablation.values) <= 7:
+    if min(np.diff(ablation.values)) > 0.12 * np.ptp(ablation.values):  # else the numbers would touch
         axes.set_xticks(ablation.values, [ablation.text(v) for v in ablation.values])
     if 0 < 20 * found.min() < found.max():  # numbers of segments explode at small thresholds
         _log_scale(axes)
     else:
-        axes.set_ylim(bottom=0)  # else small differences would look large
+        axes.set_ylim(0, 1.06 * np.nanmax([found.max(), *spread[:, 1]]))  # from 0, or small differences look large
     if ablation.usual:
         axes.axvline(ablation.usual.value, color=_INK, linestyle=(0, (4, 3)), linewidth=0.9, zorder=1.9)
 
@@ -130,7 +130,8 @@ def _rows(axes: Axes, ablation: Ablation, found: np.ndarray, spread: np.ndarray,
     axes.plot(found, rows, color=colour, marker="o", markersize=6, linestyle="")
     axes.set_yticks(rows, [ablation.text(v) for v in ablation.values])
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, 1.06 * np.nanmax([found.max(), *spread[:, 1]]))
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
     if ablation.usual and ablation.usual.value in ablation.values:
@@ -201,11 +202,11 @@ def overview(steps: Steps, count: int = 3) -> Figure:
     below = len(steps.proposals) + 2
     with _style():
         cell = _WIDTH / (len(sizes) + 1 + count)  # the photo is as high as all rows, so about `count` cells wide
-        heights = count * cell * ratio + 0.55, _WIDTH / below * ratio + 0.7
+        heights = count * cell * ratio + 0.6, _WIDTH / below * ratio + 0.6
         figure = _figure(sum(heights))
-        above, under = figure.subfigures(2, 1, height_ratios=heights, hspace=0.02)
-        _attention_panels(above, steps, sizes, _anchors_to_show(steps, count))
-        _merging_panels(under, steps)
+        parts: Any = figure.subfigures(2, 1, height_ratios=heights)
+        _attention_panels(parts[0], steps, sizes, _anchors_to_show(steps, count))
+        _merging_panels(parts[1], steps)
     return figure
 
 
@@ -252,10 +253,11 @@ def _attention_panels(
 ) -> None:
     """The photo with the anchors marked; a row of maps for each anchor, by resolution, then aggregated."""
     _section(
-        figure, f"Self-attention of three of the anchors, from one pass of the UNet at t = {steps.settings.timestep}"
+        figure, f"Self-attention of {len(anchors)} anchors, from one pass of the UNet at t = {steps.settings.timestep}"
     )
-    grid = figure.add_gridspec(len(anchors), len(sizes) + 1 + len(anchors))
-    photo = figure.add_subplot(grid[:, : len(anchors)])
+    wide = len(anchors) + 0.25  # as high as the rows and the gaps between them
+    grid = figure.add_gridspec(len(anchors), len(sizes) + 2, width_ratios=[wide] + [1] * (len(sizes) + 1))
+    photo = figure.add_subplot(grid[:, 0], anchor="N")
     _picture(photo, steps.photo, "photo")
     h, w = steps.attention.shape[:2]
     for row, (y, x) in enumerate(anchors):
@@ -265,7 +267,7 @@ def _attention_panels(
         photo.annotate(f"{row + 1}", spot, color="white", weight="bold", size=8, ha="center", va="center_baseline")
         levels = [steps.maps[n].view(*n, *n) for n in sizes] + [steps.attention]
         names = [f"{c} × {r}" for r, c in sizes] + ["aggregated"]  # noqa: RUF001
-        for column, (level, name) in enumerate(zip(levels, names, strict=True), start=len(anchors)):
+        for column, (level, name) in enumerate(zip(levels, names, strict=True), start=1):
             axes = figure.add_subplot(grid[row, column])
             one = level[int((y + 0.5) / h * level.shape[0]), int((x + 0.5) / w * level.shape[1])]
             _picture(axes, _heat(one), name if row == 0 else "", steps.photo.shape, colour)
@@ -283,7 +285,7 @@ def _merging_panels(figure: SubFigure, steps: Steps) -> None:
     """The anchors, the proposals after each iteration, and the segments."""
     m, taus = steps.settings.anchors, steps.settings.threshold
     same = f"τ = {taus[0]:g}" if len(set(taus)) == 1 else "τ = " + ", ".join(f"{t:g}" for t in taus)
-    _section(figure, f"Merging of the {m} × {m} anchors, {same}, and what the proposals win")  # noqa: RUF001
+    _section(figure, f"Merging of {m} × {m} anchors, {same}; a pixel belongs to the proposal that is largest there")  # noqa: RUF001
     start, *panels, end = figure.subplots(1, len(steps.proposals) + 2)
     height, width = steps.labels.shape
     _picture(start, steps.photo, f"anchors\n{m * m} maps")
@@ -301,13 +303,15 @@ def _merging_panels(figure: SubFigure, steps: Steps) -> None:
 def shades(labels: np.ndarray, result: np.ndarray) -> np.ndarray:
     """Labels int [H, W] in the colours of the segments they are on the way to, uint8 [H, W, 3].
 
-    Each has the colour that most of its pixels have in the result (int [H, W], colours of `overlay`), lighter or darker
-    so that the pieces of a segment can be told apart.
+    Each has the colour that most of its pixels have in the result (int [H, W], colours of `overlay`), in another
+    brightness for each piece of a segment.
     """
     shared = np.zeros((labels.max() + 1, result.max() + 1), np.int64)
     np.add.at(shared, (labels, result), 1)
-    light = 0.55 + 0.45 * (np.arange(len(shared)) * 0.618034 % 1)
-    return (palette(result.max() + 1)[shared.argmax(1)] * light[:, None]).astype(np.uint8)[labels]
+    owner = shared.argmax(1)
+    piece = (np.tril(owner[:, None] == owner, -1) & shared.any(1)).sum(1)  # 0, 1, 2 ... within its segment
+    light = 1 - 0.5 * (piece * 0.618034 % 1)
+    return (palette(result.max() + 1)[owner] * light[:, None]).astype(np.uint8)[labels]
 
 
 def _section(figure: SubFigure, text: str) -> None:
@@ -356,12 +360,12 @@ def weights_effect(photo: np.ndarray, found: Mapping[str, np.ndarray]) -> Figure
     columns = math.ceil(len(found) / 2)
     with _style():
         cell = _WIDTH / (columns + 2)
-        figure = _figure(2 * (cell * photo.shape[0] / photo.shape[1] + 0.42))
+        figure = _figure(2 * (cell * photo.shape[0] / photo.shape[1] + 0.4))
         grid = figure.add_gridspec(2, columns + 2)
-        _picture(figure.add_subplot(grid[:, :2]), _fit(photo, photo[..., 0])[0], "photo")
+        _picture(figure.add_subplot(grid[:, :2], anchor="N"), _fit(photo, photo[..., 0])[0], "photo")
         for index, (name, labels) in enumerate(found.items()):
             axes = figure.add_subplot(grid[index // columns, 2 + index % columns])
-            shown = overlay(*_fit(photo, labels, _SIDE // 2))
+            shown = overlay(*_fit(photo, labels))
             _picture(axes, np.asarray(shown), f"{name}\n{_count(len(np.unique(labels)), 'segment')}")
     return figure
 
@@ -431,12 +435,10 @@ def save(figure: Figure | Image.Image, path: Path) -> None:
             write(path, lambda file: figure.savefig(file, format="png", dpi=_DPI))
 
 
-def svg(figure: Figure, **options: Any) -> bytes:
-    """A figure as SVG, the same bytes each time; text stays text where fonttype="none"."""
-    import matplotlib
-
+def svg(figure: Figure, text_as_text: bool = False) -> bytes:
+    """A figure as SVG, the same bytes each time."""
     file = io.BytesIO()
-    with _style(), matplotlib.rc_context({f"svg.{k}": v for k, v in options.items()}):
+    with _style(text_as_text):
         figure.savefig(file, format="svg", metadata={"Date": None}, dpi=_DPI)
     return file.getvalue()
 
@@ -446,7 +448,7 @@ def inline_svg(figure: Figure) -> str:
     figure.patch.set_alpha(0)
     for axes in figure.axes:
         axes.patch.set_alpha(0)
-    text = svg(figure, fonttype="none").decode()
+    text = svg(figure, text_as_text=True).decode()
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text[text.index("<svg") :], flags=re.DOTALL)
     for colour, name in ((_INK, "ink"), (_MUTED, "muted"), (_LINE, "line")):
         text = text.replace(colour, f"var(--{name})")

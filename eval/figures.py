@@ -64,7 +64,7 @@ def file_name(ablation: Ablation) -> str:
     """DATASET-MODEL-KEY of an ablation, without what a file's name cannot have."""
     data, model = ablation.fixed.get("data", ""), str(ablation.fixed.get("model") or "").rpartition("/")[2]
     parts = (data.partition(" (")[0], model, ablation.name)
-    return re.sub(r"[^\w.-]+", "-", "-".join(filter(None, parts)))
+    return re.sub(r"[^\w.]+", "-", "-".join(filter(None, parts)))
 
 
 @app.command("overview")
@@ -126,12 +126,13 @@ def _gallery(
     with _one_sentence():
         if nouns and len(nouns) not in (1, len(photos)):
             raise ValueError(f"--nouns is given {len(nouns)} times for {len(photos)} photos: once, or once for each")
-        words = nouns * len(photos) if nouns and len(nouns) == 1 else nouns or [None] * len(photos)
+        given = nouns or [""]
+        words = given * len(photos) if len(given) == 1 else given
         pixels = [read_photo(photo) for photo in photos]
-        named = [None if w is None else read_nouns(w, photo) for w, photo in zip(words, photos, strict=True)]
+        named = [read_nouns(w, photo) for w, photo in zip(words, photos, strict=True)]
         seg = DiffSeg.from_pretrained(model, revision=revision, device=device)
         settings = seg.settings(threshold, timestep, size=size)
-        shown = [show(seg, one, settings, *(n or ((), None))) for one, n in zip(pixels, named, strict=True)]
+        shown = [show(seg, one, settings, *n) for one, n in zip(pixels, named, strict=True)]
         _write(gallery(shown, columns), out)
 
 
@@ -152,9 +153,9 @@ def read_photo(name: str) -> np.ndarray:
 
 
 def read_nouns(text: str, photo: str) -> tuple[list[str], str | None]:
-    """Nouns and the caption that has them (None: a list of them); own: those of a generated scene."""
+    """Nouns (none, where text is empty) and the caption that has them (None: a list of them); own: of the scene."""
     if text != "own":
-        return text.split(","), None
+        return text.split(",") if text else [], None
     number = _scene_number(photo)
     if number is None:
         raise ValueError(f"--nouns own is for scene:NUMBER: say what {photo} shows, for example --nouns dog,grass")
