@@ -127,9 +127,12 @@ def overlay(image: np.ndarray, labels: np.ndarray, opacity: float = 0.5) -> Imag
     return Image.fromarray(mixed)
 
 
-def write_names(picture: Image.Image, labels: np.ndarray, names: Sequence[str]) -> Image.Image:
-    """The picture with names[i] written where the label i (int [H, W]) is widest, once for each label that occurs."""
-    size = max(11, round(min(picture.size) / 22))
+def write_names(picture: Image.Image, labels: np.ndarray, names: Sequence[str], size: int | None = None) -> Image.Image:
+    """The picture with names[i] written where the label i (int [H, W]) is widest, once for each label that occurs.
+
+    size: of the letters in pixels; None: to suit the picture.
+    """
+    size = size or max(11, round(min(picture.size) / 22))
     font, draw = ImageFont.load_default(size), ImageDraw.Draw(picture)
     step = max(1, max(labels.shape) // 256)  # a name's place need not be exact to the pixel
     small = labels[step // 2 :: step, step // 2 :: step]

@@ -20,6 +20,7 @@ from PIL import Image
 
 from diffseg.datasets.base import Dataset, read_map
 from diffseg.datasets.transforms import centre_crop, resize_label
+from diffseg.eval.ablations import Ablation, ablation_in
 from diffseg.eval.check import published
 from diffseg.eval.metrics import assign
 from diffseg.eval.runs import Run
@@ -55,12 +56,15 @@ def write_report(run: Run, dataset: Dataset, summary: dict[str, Any], config: di
     images = {name: read_images(run, name) for name in summary["segmenters"]}
     first = next(iter(images))
     best, worst = extremes(images[first])
+    ablation = ablation_in(summary, config)
     page = _template().render(
         run=run,
         summary=summary,
         labels=config["labels"],
         oracles={name for name, found in summary["segmenters"].items() if is_oracle(found["settings"])},
         published=published().get(config["published"], {}) if config["published"] else {},
+        ablation=ablation,
+        curve=_curve(ablation) if ablation else "",
         classes=class_rows(summary, images),
         absent=[c for c in dataset.classes if all(found["iou"][c] is None for found in summary["segmenters"].values())],
         spreads=spreads(images),
@@ -77,6 +81,12 @@ def write_report(run: Run, dataset: Dataset, summary: dict[str, Any], config: di
     )
     write(run.report, page)
     return run.report
+
+
+def _curve(ablation: Ablation) -> str:
+    from diffseg.eval.drawing import curves, inline_svg  # matplotlib, which other pages do not need
+
+    return inline_svg(curves(ablation))
 
 
 def _template():

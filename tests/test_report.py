@@ -145,6 +145,17 @@ def test_the_page_needs_no_network(scenes):
     assert len(page) < 1_000_000
 
 
+def test_a_run_that_varies_one_setting_shows_its_curve(scenes, tmp_path):
+    varied = ["vary={anchors:[8,2,4]}", "dataset.count=2", "dataset.size=64", f"runs={tmp_path}"]
+    _, summary, page = reported(configured(*varied), "scenes")
+    section = re.search(r"<h2>By anchors M.*?</section>", page, re.DOTALL)[0]
+    assert list(summary["segmenters"]) == ["anchors=8", "anchors=2", "anchors=4"]
+    assert [tick for tick in re.findall(r">(\d+)</text>", section) if tick in "248"][:3] == ["2", "4", "8"]
+    assert "scenes, 2 images; mini" in section
+    assert not re.search(r"""(src|href)\s*=\s*["'](?!#|data:)|url\((?!#)|@import|<link|<script""", page)
+    assert "<svg" not in scenes[2]
+
+
 def test_the_page_tells_what_was_told_and_published(scenes):
     page = scenes[2]
     assert page.count("told the number of classes</span>") == 1

@@ -1,0 +1,266 @@
+"""What scored runs vary, found by comparing their settings; the data behind the curves of `diffseg.eval.figures`.
+
+An ablation is one key that varies (the threshold, the weights R, the time step ...), all else being equal: within a
+run, which tried many settings in one pass, or over several runs, such as the jobs of a sweep.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import diffseg
+from diffseg.attention import EMBEDDED
+from diffseg.eval.runs import find_run
+from diffseg.eval.score import read_summary
+
+_METHOD = "diffseg.eval.segmenters.DiffSeg"
+_PAPER_TIMESTEP = 300
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One scored segmenter. settings: its own and its run's, by name. found: its metrics, as summary.json has them.
+
+    paper_threshold: tau that the paper has for the data set.
+    """
+
+    settings: dict[str, Any]
+    found: dict[str, Any]
+    paper_threshold: float | None = None
+
+
+@dataclass(frozen=True)
+class Usual:
+    """The value that a key has where nobody sets it. whose: "the model's own", "the paper's", "the default"."""
+
+    value: Any
+    whose: str
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """One key that varies. values: numbers in rising order, other values as they came; found: metrics of each.
+
+    fixed: the settings that do not vary. usual: what is used where nobody sets the key, among the values or not.
+    """
+
+    key: str
+    values: tuple[Any, ...]
+    found: tuple[dict[str, Any], ...]
+    fixed: dict[str, Any]
+    usual: Usual | None = None
+
+    @property
+    def numeric(self) -> bool:
+        """Whether the values are points of a scale, not categories."""
+        return all(map(is_number, self.values))
+
+    @property
+    def name(self) -> str:
+        """The key as a file's name has it: a threshold that is relative is another quantity."""
+        return f"relative-{self.key}" if self.relative else self.key
+
+    @property
+    def relative(self) -> bool:
+        """Whether the key is the threshold, as a fraction of the image's median distance."""
+        return self.key == "threshold" and bool(self.fixed.get("relative"))
+
+    @property
+    def label(self) -> str:
+        """The key in words, with the paper's symbol and the unit."""
+        return "threshold / median distance" if self.relative else _LABELS.get(self.key, self.key)
+
+    @property
+    def title(self) -> str:
+        """On what it was measured: "scenes, 64 images; mini, t = 100"."""
+        fixed = self.fixed
+        data = [f"{fixed['data']}, {fixed['images']} images"] if {"data", "images"} <= set(fixed) else []
+        model = [str(fixed["model"]).rpartition("/")[2]] if fixed.get("model") else []
+        timestep = [f"t = {fixed['timestep']}"] if fixed.get("timestep") is not None else []
+        return "; ".join(filter(None, [*data, ", ".join(model + timestep)]))
+
+    def text(self, value: Any) -> str:
+        """A value in words."""
+        if self.key == "weights":
+            return weights_name(value, _resolutions(value, self.fixed.get("size")))
+        return value_text(value)
+
+
+_LABELS = {
+    "threshold": "threshold τ (nats)",
+    "anchors": "anchors M, of M × M",  # noqa: RUF001
+    "iterations": "iterations N",
+    "timestep": "time step t",
+    "weights": "weights R",
+    "refine": "refinement (k-means)",
+}
+
+
+def value_text(value: Any) -> str:
+    """A setting's value for people: 0.7, on, none; a hub id or a folder by its last part."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(value_text, value))
+    if isinstance(value, int | float):
+        return f"{value:g}"
+    return "none" if value is None else str(value).rstrip("/").rpartition("/")[2]
+
+
+def weights_name(weights: Sequence[float] | None, resolutions: Sequence[Any]) -> str:
+    """The weights R in words: proportional, equal, "64 only", else their ratio; resolutions: finest first."""
+    if weights is None:
+        return "proportional"
+    used = [r for r, weight in zip(resolutions, weights, strict=True) if weight]
+    if len(used) == 1:
+        return f"{used[0]} only"
+    return "equal" if len(set(weights)) == 1 else " : ".join(f"{w:g}" for w in weights)
+
+
+def _resolutions(weights: Sequence[float] | None, size: int | None) -> list[str]:
+    """Sides of the attention maps, finest first: of Stable Diffusion 1 and 2, whose four begin at an eighth.
+
+    Others cannot be told from a run (XL has two, of a sixteenth on), so they are numbered.
+    """
+    count = len(weights or ())
+    if count == 4 and size:
+        return [f"{size // 8 >> level}" for level in range(4)]
+    return [f"resolution {level} of {count}" for level in range(1, count + 1)]
+
+
+# --- finding them -----------------------------------------------------------------------------------------------------
+
+
+def candidates(summary: dict[str, Any], config: dict[str, Any], dataset: Any = None) -> list[Candidate]:
+    """The segmenters of a run.
+
+    Args:
+        summary: of the run. config: its configuration. dataset: what identifies the data set, where it is known.
+    """
+    note = summary["dataset"]["note"]
+    run = {
+        "data": summary["dataset"]["name"] + (f" ({note})" if note else ""),
+        "model": summary["model"],
+        "timestep": summary["timestep"],
+        "size": (config.get("dataset") or {}).get("size", summary["size"]),
+        "scored at": summary["size"],
+        "images": summary["images"],
+        "data set": dataset,
+    }
+    paper = config.get("paper_threshold")
+    return [Candidate({**found["settings"], **run}, found, paper) for found in summary["segmenters"].values()]
+
+
+def varying(tried: Sequence[Candidate]) -> list[str]:
+    """The keys that differ between candidates, in the order of their settings."""
+    keys = dict.fromkeys(key for c in tried for key in c.settings)
+    return [key for key in keys if any(c.settings.get(key) != tried[0].settings.get(key) for c in tried)]
+
+
+def ablation_of(tried: Sequence[Candidate], where: str = "these runs") -> Ablation:
+    """The ablation that candidates make, of the first one's kind; others beside it (baselines, controls) are left out.
+
+    Raises:
+        ValueError: nothing varies, several keys do, or a value occurs twice.
+    """
+    group = _first_kind(tried)
+    keys = varying(group)
+    if not keys:
+        times = "" if len(group) == 1 else ", given more than once"
+        raise ValueError(
+            f"nothing varies in {where} (one setting{times}): give a run of an ablation, such as "
+            f"experiment=ablation_threshold, or runs that differ in one setting"
+        )
+    if len(keys) > 1:
+        raise ValueError(f"{' and '.join(keys)} vary at once in {where}: a curve shows one key, all else being equal")
+    return _made(keys[0], group, where)
+
+
+def _first_kind(tried: Sequence[Candidate]) -> list[Candidate]:
+    return [c for c in tried if c.settings.get("_target_") == tried[0].settings.get("_target_")]
+
+
+def _made(key: str, group: Sequence[Candidate], where: str) -> Ablation:
+    values = [_frozen(c.settings.get(key)) for c in group]
+    twice = [v for v in values if values.count(v) > 1]
+    if twice:
+        raise ValueError(f"{key} = {value_text(twice[0])} occurs more than once in {where}: leave one out")
+    fixed = {k: v for k, v in group[0].settings.items() if k != key}
+    pairs = list(zip(values, (c.found for c in group), strict=True))
+    if all(map(is_number, values)):
+        pairs.sort(key=lambda pair: pair[0])
+    usual = usual_value(key, fixed, group[0].paper_threshold)
+    return Ablation(key, tuple(v for v, _ in pairs), tuple(f for _, f in pairs), fixed, usual)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a point of a scale."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def usual_value(key: str, fixed: dict[str, Any], paper_threshold: float | None) -> Usual | None:
+    """The value of a key where nobody sets it; None: there is none, as for the model, or a relative threshold."""
+    if fixed.get("_target_") != _METHOD or (key == "threshold" and fixed.get("relative")):
+        return None
+    model = fixed.get("model") or ""
+    file = Path(EMBEDDED.get(model, model)) / "diffseg.json"
+    own = json.loads(file.read_text()) if file.is_file() else {}
+    if key in own:
+        return Usual(own[key], "the model's own")
+    paper = {"threshold": paper_threshold, "timestep": _PAPER_TIMESTEP}
+    if key in paper:
+        return None if paper[key] is None else Usual(paper[key], "the paper's")
+    defaults = yaml.safe_load((Path(diffseg.__file__).parent / "conf" / "segmenter" / "diffseg.yaml").read_text())
+    return Usual(_frozen(defaults[key]), "the default") if key in defaults else None
+
+
+def ablation_in(summary: dict[str, Any], config: dict[str, Any]) -> Ablation | None:
+    """The ablation that a run is; None where its segmenters do not differ in just one key. Arguments: `candidates`."""
+    try:
+        return ablation_of(candidates(summary, config))
+    except ValueError:
+        return None
+
+
+# --- on disk ----------------------------------------------------------------------------------------------------------
+
+
+def read_ablations(folders: Sequence[Path], score_size: int | None = None) -> list[Ablation]:
+    """The ablations of runs on disk: one of each run that varies something by itself, and one of all others together.
+
+    Args:
+        folders: runs, or sweeps, which stand for the runs of their jobs. score_size: of the scores to read.
+
+    Raises:
+        ValueError: a folder that is no scored run, or what `ablation_of` raises.
+    """
+    runs = list(dict.fromkeys(run for given in folders for run in _runs_of(given)))
+    tried = {run: _read(run, score_size) for run in runs}
+    made = [ablation_of(found, str(run)) for run, found in tried.items() if len(_first_kind(found)) > 1]
+    single = [c for found in tried.values() if len(_first_kind(found)) == 1 for c in found]
+    return made + ([ablation_of(single, str(runs[0]) if len(runs) == 1 else "these runs")] if single else [])
+
+
+def _runs_of(folder: Path) -> list[Path]:
+    """The run itself, or the runs of a sweep's jobs: RUNS/sweeps/TIME/jobs/*.json name folders of RUNS."""
+    jobs = sorted((folder / "jobs").glob("*.json"))
+    if (folder / "run.json").is_file() or not jobs:
+        return [folder]
+    results = [json.loads(job.read_text()) for job in jobs]
+    return [folder.parent.parent / result["run"] for result in results if "run" in result]
+
+
+def _read(folder: Path, score_size: int | None) -> list[Candidate]:
+    run = find_run(folder, score_size)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    return candidates(read_summary(run), config, run.identity["dataset"])

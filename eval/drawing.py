@@ -1,0 +1,456 @@
+"""Figures for papers and pages: data in, a matplotlib Figure or a PIL image out; the commands are in figures.py.
+
+matplotlib is imported when something is drawn, and never pyplot: a Figure needs no screen.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from scipy.ndimage import distance_transform_edt
+from torch import Tensor
+
+from diffseg.attention import Maps
+from diffseg.eval.ablations import Ablation, weights_name
+from diffseg.files import write
+from diffseg.images import overlay, palette, write_names
+from diffseg.segmentation import aggregate, anchor_distances, anchor_grid, merge, refine, to_labels
+from diffseg.segmenter import DiffSeg, Settings, by_area, prepare, working_size
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
+
+_WIDTH = 8.3  # inches: a README's width at 100 dots an inch
+_DPI = 200  # of PNGs: sharp on screens with two pixels for each
+_SIDE = 512  # pixels of a picture inside a figure, at most
+_INK, _MUTED, _LINE = "#1c2024", "#636b74", "#dfe2e6"  # the colours of report.html
+_MARKS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")  # Okabe and Ito: apart for colour-blind eyes, too
+_METRICS = (("accuracy", "accuracy (%)", 100), ("miou", "mIoU (%)", 100), ("segments", "segments per image", 1))
+
+
+@contextmanager
+def _style(text_as_text: bool = False) -> Iterator[None]:
+    """The look of all figures, for drawing and for saving. text_as_text: not outlines, but letters for the reader."""
+    import matplotlib
+
+    options: Any = {
+        "axes.edgecolor": _MUTED,
+        "axes.grid": True,
+        "axes.labelcolor": _INK,
+        "axes.linewidth": 0.8,
+        "axes.spines.right": False,
+        "axes.spines.top": False,
+        "axes.titlesize": 9,
+        "font.size": 9,
+        "grid.color": _LINE,
+        "grid.linewidth": 0.8,
+        "lines.linewidth": 1.6,
+        "lines.markersize": 4,
+        "svg.fonttype": "none" if text_as_text else "path",
+        "svg.hashsalt": "diffseg",  # the same figure gives the same file
+        "text.color": _INK,
+        "text.parse_math": False,  # a dollar in a name is a dollar
+        "xtick.color": _MUTED,
+        "xtick.labelcolor": _INK,
+        "ytick.color": _MUTED,
+        "ytick.labelcolor": _INK,
+    }
+    with matplotlib.rc_context(options):
+        yield
+
+
+def _figure(height: float, width: float = _WIDTH) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure((width, height), layout="constrained")
+
+
+# --- curves -----------------------------------------------------------------------------------------------------------
+
+
+def curves(ablation: Ablation) -> Figure:
+    """Accuracy, mIoU (with their 95 % intervals) and mean number of segments over the values of the key that varies.
+
+    Numbers make curves, with the value otherwise used as a dashed line; other values make one row each, and the value
+    otherwise used has a grey band and bold letters.
+    """
+    draw = _scale if ablation.numeric else _rows
+    with _style():
+        figure = _figure(2.5 if ablation.numeric else 1.15 + 0.24 * len(ablation.values))
+        panels = figure.subplots(1, 3, sharex=ablation.numeric, sharey=not ablation.numeric)
+        for axes, (metric, title, unit), colour in zip(panels, _METRICS, _MARKS, strict=False):
+            axes.set_title(title, loc="left")
+            found = np.array([f[metric] for f in ablation.found], float) * unit
+            missing = [[math.nan, math.nan]] * len(found)
+            spread = [f["interval"][metric] for f in ablation.found] if metric != "segments" else missing
+            draw(axes, ablation, found, np.array(spread, float) * unit, colour)
+        _head(figure, ablation, panels[0])
+    return figure
+
+
+def _scale(axes: Axes, ablation: Ablation, found: np.ndarray, spread: np.ndarray, colour: str) -> None:
+    """A curve. found: [values]. spread: [values, 2], low and high; NaN: there is none."""
+    axes.fill_between(ablation.values, spread[:, 0], spread[:, 1], color=colour, alpha=0.2, linewidth=0)
+    axes.plot(ablation.values, found, color=colour, marker="o", label=ablation.key)
+    axes.set_xlabel(ablation.label)
+    if min(np.diff(ablation.values)) > 0.12 * np.ptp(ablation.values):  # else the numbers would touch
+        axes.set_xticks(ablation.values, [ablation.text(v) for v in ablation.values])
+    if 0 < 20 * found.min() < found.max():  # numbers of segments explode at small thresholds
+        _log_scale(axes)
+    else:
+        axes.set_ylim(0, 1.06 * np.nanmax([found.max(), *spread[:, 1]]))  # from 0, or small differences look large
+    if ablation.usual:
+        axes.axvline(ablation.usual.value, color=_INK, linestyle=(0, (4, 3)), linewidth=0.9, zorder=1.9)
+
+
+def _log_scale(axes: Axes) -> None:
+    from matplotlib.ticker import LogLocator
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
+    axes.minorticks_off()
+
+
+def _rows(axes: Axes, ablation: Ablation, found: np.ndarray, spread: np.ndarray, colour: str) -> None:
+    """A point with its interval for each value, the first on top; arguments as for `_scale`."""
+    rows = np.arange(len(found))
+    axes.hlines(rows, spread[:, 0], spread[:, 1], color=colour, alpha=0.35, linewidth=4)
+    axes.plot(found, rows, color=colour, marker="o", markersize=6, linestyle="")
+    axes.set_yticks(rows, [ablation.text(v) for v in ablation.values])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlim(0, 1.06 * np.nanmax([found.max(), *spread[:, 1]]))
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+    axes.grid(axis="y", visible=False)
+    axes.tick_params(axis="y", length=0)
+    if ablation.usual and ablation.usual.value in ablation.values:
+        usual = ablation.values.index(ablation.usual.value)
+        axes.axhspan(usual - 0.5, usual + 0.5, color=_LINE, alpha=0.6, linewidth=0, zorder=0)
+        if labels := axes.get_yticklabels():  # the first panel's, which the others share
+            labels[usual].set_fontweight("bold")
+
+
+def _head(figure: Figure, ablation: Ablation, axes: Axes) -> None:
+    """One line above the panels: what was measured, and what the marks stand for."""
+    key = "" if ablation.numeric else ablation.label
+    parts = filter(None, [key, ablation.title, "with 95 % intervals"])
+    figure.suptitle("; ".join(parts), x=0.005, ha="left", fontsize=9, color=_MUTED)
+    if ablation.usual and (ablation.numeric or ablation.usual.value in ablation.values):
+        marks = axes.lines[-1:] if ablation.numeric else axes.patches[-1:]
+        text = f"{ablation.usual.whose}: {ablation.text(ablation.usual.value)}"
+        figure.legend(marks, [text], loc="upper right", frameon=False, borderpad=0, borderaxespad=0.3, fontsize=9)
+
+
+# --- how the method works ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What the method makes of one photo, step by step.
+
+    photo: uint8 [H, W, 3]. maps: {(h, w): [h*w, h*w]}. attention: [h, w, h, w], aggregated. proposals: [K, h, w] after
+    each iteration. labels: int [H, W], the result, larger segments first. settings: what it was made with.
+    """
+
+    photo: np.ndarray
+    maps: Maps
+    attention: Tensor
+    proposals: tuple[Tensor, ...]
+    labels: np.ndarray
+    settings: Settings
+
+
+@torch.no_grad()
+def observe(seg: DiffSeg, photo: np.ndarray, settings: Settings) -> Steps:
+    """Segments a photo uint8 [H, W, 3] and keeps every step. One pass of the UNet."""
+    maps = _maps(seg, photo, settings)
+    attention = aggregate(maps, settings.weights)[0]
+    distances = anchor_distances(attention, settings.anchors)
+    iterations = range(1, len(settings.threshold) + 1)
+    proposals = [merge(attention, settings.anchors, settings.threshold[:n], distances) for n in iterations]
+    last = refine(attention, proposals[-1]) if settings.refine else proposals[-1]
+    labels, _ = by_area(to_labels(last, _shape(photo)), last)
+    flat = {size: m[0].cpu() for size, m in maps.items()}
+    return Steps(photo, flat, attention.cpu(), tuple(p.cpu() for p in proposals), labels.cpu().numpy(), settings)
+
+
+def _maps(seg: DiffSeg, photo: np.ndarray, settings: Settings) -> Maps:
+    pixels = prepare(photo, working_size(*_shape(photo), settings.size, seg.model.multiple))
+    return seg.model.attention(pixels.to(seg.model.device), settings.timestep).self_attention
+
+
+def _shape(photo: np.ndarray) -> tuple[int, int]:
+    return photo.shape[0], photo.shape[1]
+
+
+def overview(steps: Steps, count: int = 3) -> Figure:
+    """The method at a glance: attention of `count` anchors by resolution, aggregated, proposals merging, segments."""
+    steps = _shrunk(steps)
+    ratio = steps.photo.shape[0] / steps.photo.shape[1]
+    sizes = sorted(steps.maps, key=lambda size: -size[0] * size[1])
+    below = len(steps.proposals) + 2
+    with _style():
+        cell = _WIDTH / (len(sizes) + 1 + count)  # the photo is as high as all rows, so about `count` cells wide
+        heights = count * cell * ratio + 0.6, _WIDTH / below * ratio + 0.6
+        figure = _figure(sum(heights))
+        parts: Any = figure.subfigures(2, 1, height_ratios=heights)
+        _attention_panels(parts[0], steps, sizes, _anchors_to_show(steps, count))
+        _merging_panels(parts[1], steps)
+    return figure
+
+
+def _shrunk(steps: Steps) -> Steps:
+    """With photo and labels of at most the size that a figure needs."""
+    photo, labels = _fit(steps.photo, steps.labels)
+    return Steps(photo, steps.maps, steps.attention, steps.proposals, labels, steps.settings)
+
+
+def _fit(photo: np.ndarray, labels: np.ndarray, side: int = _SIDE) -> tuple[np.ndarray, np.ndarray]:
+    """A photo and its labels, no longer than `side`."""
+    shrink = min(1, side / max(photo.shape[:2]))
+    return _resized(photo, labels, (round(photo.shape[1] * shrink), round(photo.shape[0] * shrink)))
+
+
+def _resized(photo: np.ndarray, labels: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """A photo and its labels at a size (width, height)."""
+    small = Image.fromarray(labels.astype(np.int32)).resize(size, Image.Resampling.NEAREST)
+    return np.asarray(Image.fromarray(photo).resize(size, Image.Resampling.LANCZOS)), np.asarray(small)
+
+
+def _anchors_to_show(steps: Steps, count: int) -> list[tuple[int, int]]:
+    """(row, column) on the finest map of an anchor deep inside each of the `count` largest segments.
+
+    Where there are fewer segments, the next ones lie far from those before.
+    """
+    size = steps.attention.shape[0], steps.attention.shape[1]
+    grid = anchor_grid(steps.settings.anchors, size).numpy()
+    labels = np.asarray(Image.fromarray(steps.labels.astype(np.int32)).resize(size[::-1], Image.Resampling.NEAREST))
+    chosen: list[int] = []
+    for index in range(min(count, len(grid))):
+        inside = np.pad(labels == index, 1)  # the picture's border is a border, too
+        depth = distance_transform_edt(inside)[grid[:, 0] + 1, grid[:, 1] + 1]
+        if not depth.any():
+            gaps = np.linalg.norm(grid[:, None] - grid[chosen], axis=-1)
+            depth = gaps.min(1)
+        depth[chosen] = -1
+        chosen.append(int(depth.argmax()))
+    return [(int(row), int(column)) for row, column in grid[chosen]]
+
+
+def _attention_panels(
+    figure: SubFigure, steps: Steps, sizes: Sequence[tuple[int, int]], anchors: Sequence[tuple[int, int]]
+) -> None:
+    """The photo with the anchors marked; a row of maps for each anchor, by resolution, then aggregated."""
+    _section(
+        figure, f"Self-attention of {len(anchors)} anchors, from one pass of the UNet at t = {steps.settings.timestep}"
+    )
+    wide = len(anchors) + 0.25  # as high as the rows and the gaps between them
+    grid = figure.add_gridspec(len(anchors), len(sizes) + 2, width_ratios=[wide] + [1] * (len(sizes) + 1))
+    photo = figure.add_subplot(grid[:, 0], anchor="N")
+    _picture(photo, steps.photo, "photo")
+    h, w = steps.attention.shape[:2]
+    for row, (y, x) in enumerate(anchors):
+        colour = _MARKS[row % len(_MARKS)]
+        spot = (x + 0.5) / w * steps.photo.shape[1], (y + 0.5) / h * steps.photo.shape[0]
+        photo.plot(*spot, "o", markersize=13, color=colour, markeredgecolor="white", markeredgewidth=1.2)
+        photo.annotate(f"{row + 1}", spot, color="white", weight="bold", size=8, ha="center", va="center_baseline")
+        levels = [steps.maps[n].view(*n, *n) for n in sizes] + [steps.attention]
+        names = [f"{c} × {r}" for r, c in sizes] + ["aggregated"]  # noqa: RUF001
+        for column, (level, name) in enumerate(zip(levels, names, strict=True), start=1):
+            axes = figure.add_subplot(grid[row, column])
+            one = level[int((y + 0.5) / h * level.shape[0]), int((x + 0.5) / w * level.shape[1])]
+            _picture(axes, _heat(one), name if row == 0 else "", steps.photo.shape, colour)
+
+
+def _heat(one: Tensor) -> np.ndarray:
+    """A map [h, w] in colours uint8 [h, w, 3], the brightest half percent alike: single peaks would hide the rest."""
+    import matplotlib
+
+    shade = (one / one.quantile(0.995)).clamp(0, 1).numpy()
+    return (matplotlib.colormaps["magma"](shade)[..., :3] * 255).astype(np.uint8)
+
+
+def _merging_panels(figure: SubFigure, steps: Steps) -> None:
+    """The anchors, the proposals after each iteration, and the segments."""
+    m, taus = steps.settings.anchors, steps.settings.threshold
+    same = f"τ = {taus[0]:g}" if len(set(taus)) == 1 else "τ = " + ", ".join(f"{t:g}" for t in taus)
+    _section(figure, f"Merging of {m} × {m} anchors, {same}; a pixel belongs to the proposal that is largest there")  # noqa: RUF001
+    start, *panels, end = figure.subplots(1, len(steps.proposals) + 2)
+    height, width = steps.labels.shape
+    _picture(start, steps.photo, f"anchors\n{m * m} maps")
+    h, w = steps.attention.shape[:2]
+    rows, columns = anchor_grid(m, (h, w)).numpy().T
+    start.plot((columns + 0.5) / w * width, (rows + 0.5) / h * height, "o", color="white", markersize=1.6)
+    for number, (axes, proposals) in enumerate(zip(panels, steps.proposals, strict=True), start=1):
+        labels = to_labels(proposals, (height, width)).numpy()
+        _picture(axes, shades(labels, steps.labels), f"iteration {number}\n{_count(len(proposals), 'proposal')}")
+    found = len(np.unique(steps.labels))
+    refined = "refined" if steps.settings.refine else "result"
+    _picture(end, np.asarray(overlay(steps.photo, steps.labels)), f"{refined}\n{_count(found, 'segment')}")
+
+
+def shades(labels: np.ndarray, result: np.ndarray) -> np.ndarray:
+    """Labels int [H, W] in the colours of the segments they are on the way to, uint8 [H, W, 3].
+
+    Each has the colour that most of its pixels have in the result (int [H, W], colours of `overlay`), in another
+    brightness for each piece of a segment.
+    """
+    shared = np.zeros((labels.max() + 1, result.max() + 1), np.int64)
+    np.add.at(shared, (labels, result), 1)
+    owner = shared.argmax(1)
+    piece = (np.tril(owner[:, None] == owner, -1) & shared.any(1)).sum(1)  # 0, 1, 2 ... within its segment
+    light = 1 - 0.5 * (piece * 0.618034 % 1)
+    return (palette(result.max() + 1)[owner] * light[:, None]).astype(np.uint8)[labels]
+
+
+def _section(figure: SubFigure, text: str) -> None:
+    figure.suptitle(text, x=0.005, ha="left", fontsize=9.5)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _picture(
+    axes: Axes, picture: np.ndarray, title: str, shape: Sequence[int] | None = None, frame: str | None = None
+) -> None:
+    """A picture uint8 [H, W, 3] without ticks; drawn in the shape of another [H, W, ...], and framed, where asked."""
+    height, width = (shape or picture.shape)[:2]
+    axes.imshow(picture, interpolation="nearest", extent=(-0.5, width - 0.5, height - 0.5, -0.5))
+    axes.set_title(title, fontsize=8.5, linespacing=1.3)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.grid(visible=False)
+    for spine in axes.spines.values():
+        spine.set(visible=frame is not None, color=frame, linewidth=1.2)
+
+
+# --- the weights R ----------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def by_weights(seg: DiffSeg, photo: np.ndarray, settings: Settings) -> dict[str, np.ndarray]:
+    """Labels int [H, W] of a photo uint8 [H, W, 3] with R proportional, equal, and each resolution alone, by name."""
+    maps = _maps(seg, photo, settings)
+    sizes = sorted(maps, key=lambda size: -size[0] * size[1])
+    names = [f"{c}" if r == c else f"{c} × {r}" for r, c in sizes]  # noqa: RUF001
+    alone = [[float(one == size) for one in sizes] for size in sizes]
+    found = {}
+    for weights in (None, [1.0] * len(sizes), *(alone if len(sizes) > 1 else [])):
+        attention = aggregate(maps, weights)[0]
+        proposals = merge(attention, settings.anchors, settings.threshold)
+        labels, _ = by_area(to_labels(proposals, _shape(photo)), proposals)
+        found[weights_name(weights, names)] = labels.cpu().numpy()
+    return found
+
+
+def weights_effect(photo: np.ndarray, found: Mapping[str, np.ndarray]) -> Figure:
+    """A photo uint8 [H, W, 3] beside its segmentations (labels int [H, W]) with different weights R, by name."""
+    columns = math.ceil(len(found) / 2)
+    with _style():
+        cell = _WIDTH / (columns + 2)
+        figure = _figure(2 * (cell * photo.shape[0] / photo.shape[1] + 0.4))
+        grid = figure.add_gridspec(2, columns + 2)
+        _picture(figure.add_subplot(grid[:, :2], anchor="N"), _fit(photo, photo[..., 0])[0], "photo")
+        for index, (name, labels) in enumerate(found.items()):
+            axes = figure.add_subplot(grid[index // columns, 2 + index % columns])
+            shown = overlay(*_fit(photo, labels))
+            _picture(axes, np.asarray(shown), f"{name}\n{_count(len(np.unique(labels)), 'segment')}")
+    return figure
+
+
+# --- galleries --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A photo uint8 [H, W, 3] and its labels int [H, W]; names: of the labels, to be written on them."""
+
+    photo: np.ndarray
+    labels: np.ndarray
+    names: Sequence[str] = ()
+
+
+def gallery(shown: Sequence[Shown], columns: int = 4, width: int = round(_WIDTH * _DPI), gap: int = 12) -> Image.Image:
+    """Photos above their segments, `columns` side by side; whole photos, all of a row equally high, in pixels."""
+    if not shown:
+        raise ValueError("a gallery needs at least one photo")
+    rows = [shown[i : i + columns] for i in range(0, len(shown), columns)]
+    heights = [_row_height(row, width, gap) for row in rows]
+    if len(rows) > 1 and len(rows[-1]) < columns:  # a row that is not full is not blown up
+        heights[-1] = min(heights[-1], round(sum(heights[:-1]) / len(heights[:-1])))
+    sheet = Image.new("RGB", (width, sum(2 * h + gap // 3 for h in heights) + gap * (len(rows) - 1)), "white")
+    top = 0
+    for row, height in zip(rows, heights, strict=True):
+        left = 0
+        for one in row:
+            size = min(round(height * one.photo.shape[1] / one.photo.shape[0]), width - left), height
+            photo, labels = _resized(one.photo, one.labels, size)
+            sheet.paste(Image.fromarray(photo), (left, top))
+            sheet.paste(_named(overlay(photo, labels), labels, one.names), (left, top + height + gap // 3))
+            left += size[0] + gap
+        top += 2 * height + gap // 3 + gap
+    return sheet
+
+
+def _row_height(row: Sequence[Shown], width: int, gap: int) -> int:
+    """The height at which the photos of a row, side by side, are as wide as the sheet; a single one no higher."""
+    shapes = sum(one.photo.shape[1] / one.photo.shape[0] for one in row)
+    return min(round((width - gap * (len(row) - 1)) / shapes), width // 2)
+
+
+def _named(picture: Image.Image, labels: np.ndarray, names: Sequence[str]) -> Image.Image:
+    return write_names(picture, labels, names, size=26) if names else picture
+
+
+# --- to files ---------------------------------------------------------------------------------------------------------
+
+
+def save(figure: Figure | Image.Image, path: Path) -> None:
+    """Writes a figure, SVG or PNG by the suffix of the name; a PIL image, PNG or (a tenth of the size) JPEG.
+
+    Raises:
+        ValueError: another suffix. OSError: it cannot be written.
+    """
+    kinds = (".png", ".jpg") if isinstance(figure, Image.Image) else (".svg", ".png")
+    if path.suffix not in kinds:
+        raise ValueError(f"{path}: this figure is written as {' or '.join(kinds)}")
+    if isinstance(figure, Image.Image):
+        kind = "PNG" if path.suffix == ".png" else "JPEG"
+        write(path, lambda file: figure.save(file, kind, quality=88, optimize=True))
+    elif path.suffix == ".svg":
+        write(path, svg(figure))
+    else:
+        with _style():
+            write(path, lambda file: figure.savefig(file, format="png", dpi=_DPI))
+
+
+def svg(figure: Figure, text_as_text: bool = False) -> bytes:
+    """A figure as SVG, the same bytes each time."""
+    file = io.BytesIO()
+    with _style(text_as_text):
+        figure.savefig(file, format="svg", metadata={"Date": None}, dpi=_DPI)
+    return file.getvalue()
+
+
+def inline_svg(figure: Figure) -> str:
+    """A figure as an element of a page that has the variables --ink, --muted and --line: light or dark as the page."""
+    figure.patch.set_alpha(0)
+    for axes in figure.axes:
+        axes.patch.set_alpha(0)
+    text = svg(figure, text_as_text=True).decode()
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text[text.index("<svg") :], flags=re.DOTALL)
+    for colour, name in ((_INK, "ink"), (_MUTED, "muted"), (_LINE, "line")):
+        text = text.replace(colour, f"var(--{name})")
+    return text
