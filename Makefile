@@ -2,7 +2,7 @@ PYTHON ?= python3
 RUN = .venv/bin/python
 EVAL = .venv/bin/diffseg-eval
 
-.PHONY: help setup eval eval-coco eval-cityscapes check baselines ablations tables test test-quick data-coco data-cityscapes lint bench mini clean
+.PHONY: help setup eval eval-coco eval-cityscapes check baselines ablations figures tables test test-quick data-coco data-cityscapes lint bench mini clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -35,6 +35,12 @@ ablations: setup  ## the paper's ablations (R, tau, M, N, refinement, t) and rel
 	for what in $(ABLATIONS); do \
 		$(EVAL) experiment=ablation_$$what dataset=$(or $(DATASET),scenes) model=$(or $(MODEL),mini) $(ARGS) || exit; \
 	done
+
+figures: setup   ## results/figures: the method at a glance, the effect of R, a gallery; curves of the ablations in RUNS="folders"
+	$(RUN) -m diffseg.eval.figures overview --out results/figures/overview.png
+	$(RUN) -m diffseg.eval.figures weights scene:3 --threshold 0.3 --out results/figures/weights.png
+	$(RUN) -m diffseg.eval.figures gallery scene:1 scene:3 scene:7 scene:9 --out results/figures/gallery.jpg
+	$(if $(RUNS),$(RUN) -m diffseg.eval.figures curves $(RUNS) --out results/figures)
 
 tables: setup    ## results/tables: published beside measured, from the runs on disk
 	$(RUN) -m diffseg.eval.tables

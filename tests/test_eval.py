@@ -65,7 +65,7 @@ def options(group):
 @pytest.mark.parametrize("experiment", options("experiment"))
 def test_every_experiment_composes_and_instantiates(experiment):
     config, _ = configured(f"experiment={experiment}")
-    assert [instantiate(s) for s in config["segmenters"].values()]
+    assert [instantiate(s) for s in run.varied(config["segmenters"], config["vary"]).values()]
     instantiate(config["tracker"])
     for part in ("dataset", "model"):  # neither data nor weights are at hand for all of them
         module, _, name = config[part]["_target_"].rpartition(".")
@@ -179,7 +179,7 @@ def test_labels_and_scores_do_not_depend_on_how_the_work_is_done(tmp_path):
 
 
 def test_one_run_of_many_segmenters_gives_what_single_runs_give(tmp_path):
-    settings = ["+segmenters.diffseg.relative=true", "segmenters.diffseg.threshold=0.3"]
+    settings = ["segmenters.diffseg.relative=true", "segmenters.diffseg.threshold=0.3"]
     both = evaluated(tmp_path / "both", *SMALL, *settings, "+segmenter@segmenters.colour=colour")
     alone = evaluated(tmp_path / "alone", *SMALL, *settings)
     assert both["segmenters"]["diffseg"] == alone["segmenters"]["diffseg"]

@@ -1,11 +1,11 @@
-"""The choice of the embedded model's defaults, and pictures of its attention: `python -m diffseg.mini.evaluate OUT`.
+"""The choice of the embedded model's defaults, and pictures of its attention: `python -m diffseg.mini.evaluate`.
 
 Its scores are those of `diffseg-eval experiment=controls dataset.count=200`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -39,7 +39,6 @@ def tune(model: DiffusionModel, timesteps: Sequence[int], thresholds: Sequence[f
     return sorted(rows, key=lambda row: -row["miou"])
 
 
-GALLERY = (4, 1, 3, 7, 9, 12)  # held-out scenes to show; the first one with its attention
 POINTS = ((0.15, 0.3), (0.45, 0.7), (0.65, 0.35), (0.9, 0.6))  # (row, column) as fractions
 
 
@@ -63,26 +62,14 @@ def attention_picture(model: DiffusionModel, image: np.ndarray, timestep: int, s
     return sheet
 
 
-def gallery(seg: DiffSeg, indices: Iterable[int], side: int = 200) -> Image.Image:
-    """Held-out scenes above their segments."""
-    images = [scene(TEST_SEED, i).image for i in indices]
-    sheet = Image.new("RGB", (side * len(images), side * 2), "white")
-    for column, image in enumerate(images):
-        sheet.paste(Image.fromarray(image).resize((side, side)), (column * side, 0))
-        sheet.paste(seg(image).overlay().resize((side, side)), (column * side, side))
-    return sheet
-
-
 def main(
-    out: Annotated[Path, typer.Argument(help="Folder for gallery.png and attention.png.")],
+    out: Annotated[Path, typer.Argument(help="The picture's name.")] = Path("diffseg/mini/attention.png"),
     folder: Annotated[str, typer.Option(help="Model to show.")] = "mini",
+    index: Annotated[int, typer.Option(help="Number of the held-out scene.")] = 4,
 ) -> None:
-    """Draws held-out scenes with their segments, and the attention of one of them."""
-    seg = DiffSeg.from_pretrained(folder)
-    out.mkdir(parents=True, exist_ok=True)
-    gallery(seg, GALLERY).save(out / "gallery.png")
-    shown = scene(TEST_SEED, GALLERY[0]).image
-    attention_picture(seg.model, shown, seg.settings().timestep).save(out / "attention.png")
+    """Draws the attention of one held-out scene."""
+    model = DiffSeg.from_pretrained(folder)
+    attention_picture(model.model, scene(TEST_SEED, index).image, model.settings().timestep).save(out)
 
 
 if __name__ == "__main__":
