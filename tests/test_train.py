@@ -6,6 +6,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from diffseg import DiffSeg
+from diffseg.attention import EMBEDDED, DiffusionModel
 from diffseg.datasets.scenes import Scenes
 from diffseg.mini import train
 from diffseg.mini.evaluate import attention_picture, tune
@@ -61,6 +62,19 @@ def test_an_interrupted_training_ends_with_the_same_weights(tmp_path, monkeypatc
         picture = pipeline("a photo of grass", num_inference_steps=2, height=64, width=64, output_type="np").images[0]
     assert picture.shape == (64, 64, 3)
     assert np.isfinite(picture).all()
+
+
+def test_finished_weights_can_be_trained_further(tmp_path, monkeypatch):
+    """From a model's folder to another, through the command: tokenizer and autoencoder stay, the UNet moves."""
+    tiny = Recipe(scenes_256=2, scenes_512=2, steps_unet=2, batch_unet=2, batch_fine=1, fine_every=2)
+    monkeypatch.setattr(train, "FURTHER", tiny)
+    monkeypatch.setattr(train, "recommend", lambda folder, device: None)
+    train.main(tmp_path / "out", EMBEDDED["mini"], tmp_path / "work", "cpu")
+    before, after = (DiffusionModel.from_pretrained(str(f), device="cpu") for f in (EMBEDDED["mini"], tmp_path / "out"))
+    for part, same in (("vae", True), ("unet", False)):
+        a, b = (getattr(m.pipeline, part).state_dict() for m in (before, after))
+        assert all(torch.equal(a[k], b[k]) for k in a) == same
+    assert after.pipeline.tokenizer.get_vocab() == before.pipeline.tokenizer.get_vocab()
 
 
 def test_the_untrained_autoencoder_already_carries_colour():

@@ -60,7 +60,7 @@ class Recipe:
     query_key_gain: float = 1.5
 
 
-# Further training of finished weights (`--start`): new scenes too, every other step on whole scenes at 512 px.
+# Further training of finished weights (`--start`): more scenes, every other step on whole ones at 512 px.
 FURTHER = Recipe(seed=1, scenes_256=8000, scenes_512=3000, steps_unet=1800, fine_every=2, learning_rate=7e-4)
 
 
