@@ -270,7 +270,7 @@ def _score(config: dict[str, Any], names: dict[str, str], run: Run, dataset: Dat
         "run": run.name,
         "scored_with": scored_with,
         "dataset": {"name": names["dataset"], "note": dataset.note, "classes": list(dataset.classes)},
-        "model": None if config["labels"] else config["model"]["name"],
+        "model": None if config["labels"] else model_name(config["model"], names["model"]),
         "timestep": None if config["labels"] else config["timestep"],
         "size": config["score_size"] or dataset.size,
         "images": len(dataset) - len(skipped),
@@ -287,6 +287,11 @@ def _score(config: dict[str, Any], names: dict[str, str], run: Run, dataset: Dat
         shown = "\n  ".join(f"{key}: {why}" for key, why in list(skipped.items())[:10])
         say(f"score: {len(skipped)} images left out:\n  {shown}")
     return summary
+
+
+def model_name(settings: dict[str, Any], choice: str) -> str:
+    """What results call the model: its id or folder; a control by its own name, never by the trained model's."""
+    return settings["name"] if settings["_target_"].endswith(".from_pretrained") else choice
 
 
 def _refuse_extra(root: Path, suffix: str, dataset: Dataset, skip: bool) -> None:

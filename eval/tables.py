@@ -68,20 +68,23 @@ def paper_table(benchmark: str, runs: Iterable[dict[str, Any]]) -> pd.DataFrame:
 
 
 def measured_table(runs: Iterable[dict[str, Any]], model: str) -> pd.DataFrame:
-    """Everything that one model was run on: a row for each data set, size, time step and segmenter, the latest run."""
+    """Everything that one model was run on: a row for each data set, size, time step and setting, of the latest run."""
     rows: dict[tuple, dict[str, Any]] = {}
     for s in runs:
         if s["model"] != model:
             continue
         data = s["dataset"]["name"] + (f" ({s['dataset']['note']})" if s["dataset"]["note"] else "")
         for name, found in s["segmenters"].items():
-            key = (data, s["images"], s["size"], s["timestep"], name)
+            settings = found["settings"]
+            key = (data, s["images"], s["size"], s["timestep"], name, json.dumps(settings, sort_keys=True))
+            unit = " of the median distance" if settings.get("relative") else ""
             rows[key] = {
                 "data": data,
                 "images": s["images"],
                 "size": s["size"],
                 "t": s["timestep"],
                 "segmenter": name,
+                "threshold": f"{settings['threshold']}{unit}" if "threshold" in settings else "",
                 "accuracy": round(100 * found["accuracy"], 1),
                 "accuracy interval": interval(found, "accuracy"),
                 "mIoU": round(100 * found["miou"], 1),

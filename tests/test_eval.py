@@ -178,6 +178,11 @@ def test_labels_and_scores_do_not_depend_on_how_the_work_is_done(tmp_path):
     np.testing.assert_equal(maps_of(shards[2]["folder"]), expected)
 
 
+def test_a_control_is_never_called_by_the_trained_models_name(tmp_path):
+    assert evaluated(tmp_path, *SMALL, "dataset.count=1")["model"] == "mini"
+    assert evaluated(tmp_path, *SMALL, "dataset.count=1", "model=mini_untrained")["model"] == "mini_untrained"
+
+
 def test_one_run_of_many_segmenters_gives_what_single_runs_give(tmp_path):
     settings = ["segmenters.diffseg.relative=true", "segmenters.diffseg.threshold=0.3"]
     both = evaluated(tmp_path / "both", *SMALL, *settings, "+segmenter@segmenters.colour=colour")
