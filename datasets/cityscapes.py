@@ -18,7 +18,10 @@ CLASSES = (
 )  # fmt: skip
 _FIRST, _LAST = 7, 33
 DOWNLOADS = "https://www.cityscapes-dataset.com/downloads/"
-LAYOUT = "ROOT/leftImg8bit/val/CITY/*_leftImg8bit.png with ROOT/gtFine/val/CITY/*_gtFine_labelIds.png"
+LAYOUT = (
+    "ROOT/leftImg8bit/val/CITY/*_leftImg8bit.png with ROOT/gtFine/val/CITY/*_gtFine_labelIds.png; "
+    "make data-cityscapes says where to get it"
+)
 
 
 class Cityscapes(Dataset):

@@ -62,6 +62,7 @@ UNLABELLED = 255
 _OTHER = 183  # the stuff category that stands for "some thing": there, and only there, instances are painted
 LAYOUT = (
     "ROOT/val2017/*.jpg with ROOT/stuffthingmaps/val2017/*.png, or with ROOT/annotations/{stuff,instances}_val2017.json"
+    "; make data-coco DATA=ROOT fetches photos and PNGs"
 )
 
 SPLIT_SIZE = 2175
