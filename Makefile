@@ -45,7 +45,7 @@ figures: setup   ## results/figures: the method at a glance, the effect of R, a 
 tables: setup    ## results/tables: published beside measured, from the runs on disk
 	$(RUN) -m diffseg.eval.tables
 
-test: setup      ## all tests (a few minutes, 8 GB of memory)
+test: setup      ## all tests (five to ten minutes, 8 GB of memory)
 	$(RUN) -m pytest
 
 test-quick: setup  ## without the slow ones

@@ -127,7 +127,7 @@ def test_a_misspelt_override_is_refused_with_the_nearest_name(override, words):
     ids=str,
 )
 def test_right_overrides_pass(overrides):
-    run.check_overrides(overrides)
+    assert run.check_overrides(overrides) is None  # nothing is refused
 
 
 # --- a run ------------------------------------------------------------------------------------------------------------
