@@ -34,11 +34,6 @@ def summaries(runs: Path) -> list[dict[str, Any]]:
     return found
 
 
-def row_name(segmenter: str, size: int) -> str:
-    """How paper.yaml calls a result: diffseg_512, kmeans_c_512 ..."""
-    return f"{segmenter}_{size}"
-
-
 def paper_table(benchmark: str, runs: Iterable[dict[str, Any]]) -> pd.DataFrame:
     """Published / ours / interval / difference for each row of paper.yaml, in percent and points.
 
@@ -52,7 +47,7 @@ def paper_table(benchmark: str, runs: Iterable[dict[str, Any]]) -> pd.DataFrame:
         and not s["skipped"]
         and s["model"] == PAPER_MODEL
     ]
-    ours = {row_name(n, s["size"]): f for s in whole for n, f in s["segmenters"].items()}
+    ours = {f"{n}_{s['size']}": f for s in whole for n, f in s["segmenters"].items()}  # as paper.yaml names them
     rows = []
     for name, known in published()[benchmark].items():
         row: dict[str, Any] = {"method": name, "source": known["source"]}
