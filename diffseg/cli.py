@@ -68,7 +68,7 @@ def segment(
     size: Size = 512,
 ) -> None:
     """Segments photos. For each: NAME.labels.png, NAME.overlay.png and NAME.json (segments as COCO RLE, settings)."""
-    with _one_sentence():
+    with one_sentence():
         options = {"anchors": anchors, "iterations": iterations, "refine": refine, "size": size}
         jobs = name_outputs(find_photos(photos))
         seg, settings = _load(out, model, revision, device, threshold, weights, timestep, options)
@@ -106,7 +106,7 @@ def label(
 
     For each: NAME.labels.png (indices into the nouns), NAME.overlay.png and NAME.json (nouns, segments, settings).
     """
-    with _one_sentence():
+    with one_sentence():
         options = {"anchors": anchors, "iterations": iterations, "refine": refine, "size": size}
         jobs = name_outputs(find_photos(photos))
         if sum(given is not None for given in (nouns, caption, captioner)) > 1:
@@ -173,12 +173,12 @@ def _load(
 
 
 @contextmanager
-def _one_sentence() -> Iterator[None]:
+def one_sentence(program: str = "diffseg") -> Iterator[None]:
     """Turns the errors that a user can mend into one sentence and exit status 2."""
     try:
         yield
     except (ValueError, OSError) as error:
-        typer.echo(f"diffseg: {error}", err=True)
+        typer.echo(f"{program}: {error}", err=True)
         raise typer.Exit(2) from error
 
 

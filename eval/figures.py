@@ -9,8 +9,7 @@ gallery PHOTO...           photos above their segments, named with --nouns
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,7 +17,7 @@ import numpy as np
 import typer
 from PIL import Image
 
-from diffseg.cli import Device, Model, Revision, Size
+from diffseg.cli import Device, Model, Revision, Size, one_sentence
 from diffseg.datasets.scenes import TEST_SEED, scene
 from diffseg.eval.ablations import Ablation, read_ablations
 from diffseg.eval.drawing import Shown, by_weights, curves, gallery, observe, overview, save, weights_effect
@@ -51,7 +50,7 @@ def _curves(
     score_size: Annotated[int | None, typer.Option(help="Of scores at another size (score_size=...).")] = None,
 ) -> None:
     """Accuracy, mIoU and segments over what the runs vary: one figure for each ablation."""
-    with _one_sentence():
+    with one_sentence("figures"):
         found = read_ablations(runs, score_size)
         names = [out / f"{file_name(a)}.svg" for a in found] if not out.suffix else [out]
         if len(set(names)) < len(found):
@@ -81,7 +80,7 @@ def _overview(
     size: Size = 512,
 ) -> None:
     """How the method sees one photo: attention, aggregation, merging, segments."""
-    with _one_sentence():
+    with one_sentence("figures"):
         pixels = read_photo(photo)
         seg = DiffSeg.from_pretrained(model, revision=revision, device=device)
         settings = seg.settings(threshold, timestep, anchors=anchors, iterations=iterations, size=size)
@@ -100,7 +99,7 @@ def _weights(
     size: Size = 512,
 ) -> None:
     """One photo with the weights R proportional, equal, and each resolution alone."""
-    with _one_sentence():
+    with one_sentence("figures"):
         pixels = read_photo(photo)
         seg = DiffSeg.from_pretrained(model, revision=revision, device=device)
         _write(weights_effect(pixels, by_weights(seg, pixels, seg.settings(threshold, timestep, size=size))), out)
@@ -123,7 +122,7 @@ def _gallery(
     size: Size = 512,
 ) -> None:
     """Photos above their segments; with --nouns, above their names."""
-    with _one_sentence():
+    with one_sentence("figures"):
         if nouns and len(nouns) not in (1, len(photos)):
             raise ValueError(f"--nouns is given {len(nouns)} times for {len(photos)} photos: once, or once for each")
         given = nouns or [""]
@@ -176,16 +175,6 @@ def _write(figure: Figure | Image.Image, path: Path) -> None:
     check_writable(path.parent, "choose another with --out")
     save(figure, path)
     typer.echo(path)
-
-
-@contextmanager
-def _one_sentence() -> Iterator[None]:
-    """Turns the errors that a user can mend into one sentence and exit status 2."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        typer.echo(f"figures: {error}", err=True)
-        raise typer.Exit(2) from error
 
 
 if __name__ == "__main__":
