@@ -7,7 +7,8 @@ particular set of resolutions. Computations keep float64 where it comes in and u
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ def aggregate(maps: dict[tuple[int, int], Tensor], weights: Sequence[float] | No
     """Combines the attention of all resolutions into one distribution per finest position (the paper's equation 1).
 
     The keys of each resolution are upsampled bilinearly to the finest one and renormalised, its queries are repeated,
-    and the results are added with the weights R.
+    and the results are added with the weights R; from coarse to fine, so that each repetition is of the sum so far.
 
     Args:
         maps: {(h, w): [B, h*w, h*w]}, each row a distribution over keys.
@@ -37,19 +38,43 @@ def aggregate(maps: dict[tuple[int, int], Tensor], weights: Sequence[float] | No
         raise ValueError("aggregate needs the attention maps of at least one resolution")
     sizes = sorted(maps, key=lambda size: -size[0] * size[1])
     shares = _shares(sizes, weights)
-    h, w = sizes[0]
-    first = maps[sizes[0]]
-    dtype = torch.promote_types(first.dtype, torch.float32)
-    total = torch.zeros(len(first), h, w, h, w, dtype=dtype, device=first.device)
-    for (rows, columns), share in zip(sizes, shares, strict=True):
-        if share == 0:
+    finest = sizes[0]
+    batch = len(maps[finest])
+    total, odd = None, []
+    for size, share in reversed(list(zip(sizes, shares, strict=True))):
+        if share == 0 and size != finest:
             continue
-        keys = maps[rows, columns].to(dtype).reshape(-1, 1, rows, columns)
-        if (rows, columns) != (h, w):
-            keys = F.interpolate(keys, (h, w), mode="bilinear", align_corners=False)
-        keys = keys * (share / keys.sum((2, 3), keepdim=True))
-        _add_repeated(total, keys.view(-1, rows, columns, h, w))
+        part = _share_of(maps[size], size, finest, share).view(batch, *size, *finest)
+        if total is not None and all(n % coarse == 0 for n, coarse in zip(size, total.shape[1:3], strict=True)):
+            _add_repeated(part, total)
+        elif total is not None:  # sizes that do not divide each other: straight to the finest
+            odd.append(total)
+        total = part
+    assert total is not None
+    for part in odd:
+        _add_repeated(total, part)
     return total
+
+
+def _share_of(keys: Tensor, size: tuple[int, int], finest: tuple[int, int], share: float) -> Tensor:
+    """Maps [B, h*w, h*w] of one size with their keys upsampled to the finest, each summing to `share`; [rows, keys]."""
+    keys = keys.to(torch.promote_types(keys.dtype, torch.float32)).reshape(-1, 1, *size)
+    if size != finest:
+        keys = F.interpolate(keys, finest, mode="bilinear", align_corners=False)
+    keys = keys.view(len(keys), -1)
+    out = torch.empty_like(keys)
+    for rows in slices(keys):
+        torch.mul(keys[rows], share / keys[rows].sum(1, keepdim=True), out=out[rows])
+    return out
+
+
+def slices(x: Tensor) -> Iterator[slice]:
+    """Slices of the rows of [..., N, D]: on a CPU what stays in its cache, elsewhere as many as 1 GiB holds."""
+    budget = 8 << 20 if x.device.type == "cpu" else 1 << 30
+    count = x.shape[-2]
+    step = max(1, budget * count // max(1, x.numel() * x.element_size()))
+    for start in range(0, count, step):
+        yield slice(start, start + step)
 
 
 def _shares(sizes: list[tuple[int, int]], weights: Sequence[float] | None) -> list[float]:
@@ -66,11 +91,11 @@ def _shares(sizes: list[tuple[int, int]], weights: Sequence[float] | None) -> li
 
 
 def _add_repeated(total: Tensor, part: Tensor) -> None:
-    """Adds part [B, r, c, h, w] to total [B, h, w, h, w], repeating its queries to the nearest of the r x c."""
+    """Adds part [B, r, c, ...] to total [B, h, w, ...], repeating its queries to the nearest of the r x c."""
     b, h, w = total.shape[:3]
     r, c = part.shape[1:3]
     if h % r == 0 and w % c == 0:  # a view: no repeated copy is ever stored
-        total.view(b, r, h // r, c, w // c, h, w).add_(part[:, :, None, :, None])
+        total.view(b, r, h // r, c, w // c, *total.shape[3:]).add_(part[:, :, None, :, None])
     else:
         row = ((torch.arange(h, device=part.device) + 0.5) * r / h).long()
         column = ((torch.arange(w, device=part.device) + 0.5) * c / w).long()
@@ -97,6 +122,29 @@ def anchor_grid(anchors: int, size: tuple[int, int]) -> Tensor:
     return torch.cartesian_prod(*axes).view(-1, 2)
 
 
+@contextmanager
+def _full_float32() -> Iterator[None]:
+    """Products of float32 matrices in float32, also where a program allows TF32 or bfloat16: distances need it."""
+    if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # torch before 2.9
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+        return
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+    allowed = [backend.fp32_precision for backend in backends]
+    for backend in backends:
+        backend.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        for backend, precision in zip(backends, allowed, strict=True):
+            backend.fp32_precision = precision
+
+
+@_full_float32()
 def symmetric_kl(p: Tensor, q: Tensor) -> Tensor:
     """Distance D(p, q) = (KL(p||q) + KL(q||p)) / 2 in nats between all pairs (the paper's equation 3).
 
@@ -105,14 +153,21 @@ def symmetric_kl(p: Tensor, q: Tensor) -> Tensor:
     underflowed is tiny, not impossible: the result is never NaN or infinite.
 
     Args:
-        p: [P, D] distributions. q: [Q, D] distributions.
+        p: [..., P, D] distributions. q: [..., Q, D] distributions.
 
     Returns:
-        [P, Q], >= 0.
+        [..., P, Q], >= 0.
     """
-    log_p, log_q = _log(p), _log(q)
-    doubled = (p * log_p).sum(1)[:, None] + (q * log_q).sum(1) - p @ log_q.T - log_p @ q.T
-    return doubled.clamp_min_(0).div_(2)
+    log_p = _log(p)
+    entropy = (p * log_p).sum(-1, keepdim=True)
+    out = p.new_empty(*p.shape[:-1], q.shape[-2])
+    for rows in slices(q):
+        part = q[..., rows, :]
+        log_q = _log(part)
+        crossed = p @ log_q.mT
+        crossed += log_p @ part.mT
+        out[..., rows] = (entropy + log_q.mul_(part).sum(-1)[..., None, :]).sub_(crossed)
+    return out.clamp_min_(0).div_(2)
 
 
 def _log(p: Tensor) -> Tensor:
@@ -120,16 +175,17 @@ def _log(p: Tensor) -> Tensor:
 
 
 def anchor_distances(attention: Tensor, anchors: int) -> Tensor:
-    """Distances [M*M, h*w] in nats from the maps of the M x M anchors to all maps of attention [h, w, h, w].
+    """Distances [..., M*M, h*w] in nats from the maps of the M x M anchors to all maps of attention [..., h, w, h, w].
 
     They do not depend on the thresholds: computed once, they serve `merge` with many.
     """
-    h, w = attention.shape[:2]
-    maps = attention.reshape(h * w, h * w)
+    h, w = attention.shape[-2:]
+    maps = attention.reshape(*attention.shape[:-4], h * w, h * w)
     grid = anchor_grid(anchors, (h, w)).to(attention.device)
     chosen = grid[:, 0] * w + grid[:, 1]
-    distances = symmetric_kl(maps[chosen], maps)
-    distances[torch.arange(len(chosen), device=distances.device), chosen] = 0  # D(p, p) = 0, whatever the rounding
+    distances = symmetric_kl(maps[..., chosen, :], maps)
+    # D(p, p) = 0, whatever the rounding
+    distances[..., torch.arange(len(chosen), device=distances.device), chosen] = 0
     return distances
 
 
@@ -152,34 +208,55 @@ def merge(attention: Tensor, anchors: int, thresholds: Sequence[float], distance
     Raises:
         ValueError: no thresholds, one that is not above 0, or M that does not fit the map.
     """
+    return merge_batch(attention[None], anchors, thresholds, None if distances is None else distances[None])[0]
+
+
+def merge_batch(
+    attention: Tensor, anchors: int, thresholds: Sequence[float], distances: Tensor | None = None
+) -> list[Tensor]:
+    """`merge` for a batch of images at once: the device is waited for once an iteration, not once an image.
+
+    Args:
+        attention: [B, h, w, h, w]. distances: [B, M*M, h*w]. The rest as for `merge`.
+
+    Returns:
+        Proposals [K, h, w] of each image.
+    """
     if not thresholds or not all(t > 0 for t in thresholds):
         raise ValueError(f"thresholds must be one or more numbers above 0, got {list(thresholds)}")
-    h, w = attention.shape[:2]
+    batch, h, w = attention.shape[:3]
     distances = anchor_distances(attention, anchors) if distances is None else distances
-    proposals = _means(distances < thresholds[0], attention.reshape(h * w, h * w))
+    proposals = _means(distances < thresholds[0], attention.reshape(batch, h * w, h * w))
+    counts = [anchors * anchors] * batch  # what an image has beyond its count is padding
     for threshold in thresholds[1:]:
         near = symmetric_kl(proposals, proposals) < threshold
-        near.fill_diagonal_(True)
-        proposals = _means(near[_leaders(near)], proposals)
-    return proposals.view(-1, h, w)
+        near.diagonal(dim1=1, dim2=2).fill_(True)
+        groups = [_groups(mine[:k, :k]) for mine, k in zip(near.cpu(), counts, strict=True)]
+        counts = [len(g) for g in groups]
+        members = near.new_zeros(batch, max(counts), near.shape[2], device="cpu")
+        for i, group in enumerate(groups):
+            members[i, : len(group), : group.shape[1]] = group
+            members[i, len(group) :, 0] = True
+        proposals = _means(members.to(near.device), proposals)
+    return [p[:k].reshape(-1, h, w) for p, k in zip(proposals, counts, strict=True)]
 
 
+@_full_float32()
 def _means(members: Tensor, maps: Tensor) -> Tensor:
-    """Mean of the maps [Q, D] that each row of members (bool [P, Q]) selects; [P, D]."""
+    """Mean of the maps [..., Q, D] that each row of members (bool [..., P, Q]) selects; [..., P, D]."""
     chosen = members.to(maps.dtype)
-    return (chosen @ maps).div_(chosen.sum(1, keepdim=True))
+    return (chosen @ maps).div_(chosen.sum(-1, keepdim=True))
 
 
-def _leaders(near: Tensor) -> list[int]:
-    """Walks the rows of near (bool [K, K]) in order; those not matched by an earlier leader lead."""
-    near = near.cpu()
+def _groups(near: Tensor) -> Tensor:
+    """Walks the rows of near (bool [K, K], on the CPU) in order; those in no earlier row's group lead one: [K', K]."""
     matched = torch.zeros(len(near), dtype=torch.bool)
     leaders = []
     for i, row in enumerate(near):
         if not matched[i]:
             leaders.append(i)
             matched |= row
-    return leaders
+    return near[leaders]
 
 
 def refine(attention: Tensor, proposals: Tensor, iterations: int = 300, tolerance: float = 1e-4) -> Tensor:
@@ -210,6 +287,7 @@ def refine(attention: Tensor, proposals: Tensor, iterations: int = 300, toleranc
     return centres.view(-1, h, w)
 
 
+@_full_float32()
 def _nearest(maps: Tensor, centres: Tensor) -> Tensor:
     return (centres.square().sum(1) - 2 * (maps @ centres.T)).argmin(1)
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import rel_entr
 
-from diffseg.segmentation import aggregate, anchor_grid, merge, refine, symmetric_kl, to_labels
+from diffseg.segmentation import aggregate, anchor_grid, merge, merge_batch, refine, symmetric_kl, to_labels
 from tests.golden import inputs
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -158,11 +158,37 @@ def test_merge_walks_in_order_and_takes_matched_ones_again():
     near, far = symmetric_kl(chain[:1], chain[1:3])[0]
     assert near < far
     threshold = float((near + far) / 2)
-    from diffseg.segmentation import _leaders, _means
+    from diffseg.segmentation import _groups, _means
 
     close = symmetric_kl(chain[:3], chain[:3]) < threshold
-    assert _leaders(close) == [0, 2]
+    assert torch.equal(_groups(close), close[[0, 2]])
     torch.testing.assert_close(_means(close[[0, 2]], chain[:3]), torch.stack([step(-0.1), step(0.1)]).double())
+
+
+def test_a_batch_is_merged_as_its_images_are():
+    """Images of different numbers of proposals: what pads the smaller ones must not enter the means."""
+    images = [aggregate(random_maps(seed, [(6, 8), (3, 4)], sharp=sharp))[0] for seed, sharp in enumerate((0.1, 2.0, 5.0))]
+    for thresholds in ([0.2], [0.2, 0.5], [0.1, 0.4, 1.5, 1.5]):
+        together = merge_batch(torch.stack(images), 5, thresholds)
+        alone = [merge(image, 5, thresholds) for image in images]
+        assert len({len(p) for p in alone}) > 1 or len(thresholds) == 1
+        for found, expected in zip(together, alone, strict=True):
+            torch.testing.assert_close(found, expected)
+
+
+def test_distances_are_exact_whatever_precision_the_program_allows():
+    """Some devices multiply float32 in bfloat16 or TF32 where a program lets them; the program's setting is put back."""
+    backend = torch.backends.mkldnn.matmul
+    if not hasattr(backend, "fp32_precision"):
+        pytest.skip("before torch 2.9 there is no such setting of the CPU's own")
+    p = torch.softmax(8 * torch.randn(64, 1024, generator=torch.Generator().manual_seed(0)), -1)
+    before, backend.fp32_precision = backend.fp32_precision, "bf16"
+    try:
+        found = symmetric_kl(p, p)
+        assert backend.fp32_precision == "bf16"
+    finally:
+        backend.fp32_precision = before
+    torch.testing.assert_close(found.double(), symmetric_kl(p.double(), p.double()), atol=5e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("thresholds", [[], [0.0], [1.0, -1.0], [float("nan")]])
