@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +20,14 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from diffseg.segmentation import slice_bytes
+
 if TYPE_CHECKING:  # diffusers takes seconds to import: only when a model is loaded
     from diffusers import DiffusionPipeline
 
 EMBEDDED = {"mini": Path(__file__).parent / "mini" / "weights"}
 
 Maps = dict[tuple[int, int], Tensor]
-
-_SLICE_BYTES = 8 << 20  # attention probabilities held at a time: what stays in a CPU's cache
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,9 @@ def capture(
 ) -> AttentionMaps:
     """One pass of a UNet; mean over heads and layers of softmax(q k^T * scale) at each resolution.
 
-    The maps are accumulated in place, slice by slice: no layer's per-head probabilities are ever held. The UNet runs
-    with whatever processors it has; capturing adds hooks and takes them off again, also when the pass fails.
+    The queries and keys that each layer computes anyway are taken from it by hooks, which come off again, also when
+    the pass fails; the UNet runs with whatever processors it has. Maps are accumulated in place: no layer's per-head
+    probabilities are ever held.
 
     Args:
         unet, latents, timestep, context: as for `attention_maps`.
@@ -81,20 +83,28 @@ def capture(
     sums: dict[str, Maps] = {"attn1": {}, "attn2": {}}
     layers: dict[str, dict[tuple[int, int], int]] = {"attn1": {}, "attn2": {}}
     size = (0, 0)
+    asking: tuple[Tensor, Tensor] | None = None  # what the layer's queries are made of, and they themselves
 
     def enter_transformer(module, args, kwargs):
         nonlocal size
         hidden = args[0] if args else kwargs["hidden_states"]
         size = (hidden.shape[-2], hidden.shape[-1])
 
-    def record(kind: str):
-        def hook(module, args, kwargs):
-            queries = args[0] if args else kwargs["hidden_states"]
-            keys = kwargs.get("encoder_hidden_states")
-            if kind == "attn1" and keys is not None:  # a block whose "self"-attention looks at the prompt
+    def hold_queries(module, args, queries):
+        nonlocal asking
+        asking = args[0], queries
+
+    def add(kind: str, attn: Any):
+        def hook(module, args, keys):
+            assert asking is not None
+            source, queries = asking
+            if kind == "attn1" and args[0] is not source:  # a block whose "self"-attention looks at the prompt
                 return
-            keys = queries if keys is None else keys
-            _add_head_mean(sums[kind], size, module, queries, keys)
+            if size not in sums[kind]:
+                dtype = torch.promote_types(queries.dtype, torch.float32)
+                shape = (len(queries), queries.shape[1], keys.shape[1])
+                sums[kind][size] = torch.zeros(shape, dtype=dtype, device=queries.device)
+            _head_mean_for(queries)(sums[kind][size], queries, keys, attn.heads, attn.scale)
             layers[kind][size] = layers[kind].get(size, 0) + 1
 
         return hook
@@ -105,7 +115,10 @@ def capture(
             if isinstance(module, Transformer2DModel):
                 hooks.append(module.register_forward_pre_hook(enter_transformer, with_kwargs=True))
             elif name.endswith(".attn1") or (cross and name.endswith(".attn2")):
-                hooks.append(module.register_forward_pre_hook(record(name[-5:]), with_kwargs=True))
+                if module.norm_q is not None:
+                    raise ValueError(f"{name} of this UNet normalises its queries, which is not supported")
+                hooks.append(module.to_q.register_forward_hook(hold_queries))
+                hooks.append(module.to_k.register_forward_hook(add(name[-5:], module)))
         t = torch.full((len(latents),), timestep, device=latents.device)
         unet(latents, t, encoder_hidden_states=context, added_cond_kwargs=added, return_dict=False)
     finally:
@@ -119,25 +132,28 @@ def capture(
     return AttentionMaps(sums["attn1"], sums["attn2"])
 
 
-def _add_head_mean(sums: Maps, size: tuple[int, int], attn: Any, queries: Tensor, keys: Tensor) -> None:
-    """Adds one layer's mean over heads of softmax(q k^T * scale), computed in at least float32, to sums[size].
+def add_head_mean(total: Tensor, q: Tensor, k: Tensor, heads: int, scale: float) -> None:
+    """Adds the mean over heads of softmax(q k^T * scale) to total, slice by slice, in at least float32.
 
-    attn: a diffusers Attention. queries: [B, h*w, c]. keys: [B, T, d], what the keys are projected from.
+    Args:
+        total: [B, R, T]. q: [B, R, heads * d], queries. k: [B, T, heads * d], keys.
     """
-    q, k = attn.to_q(queries), attn.to_k(keys)
-    dtype = torch.promote_types(q.dtype, torch.float32)
-    batch, heads = len(q), attn.heads
-    q = q.to(dtype).view(batch, -1, heads, q.shape[-1] // heads).transpose(1, 2) * attn.scale  # [B, heads, h*w, d]
-    k = k.to(dtype).view(batch, -1, heads, k.shape[-1] // heads).permute(0, 2, 3, 1)  # [B, heads, d, T]
-    if attn.norm_q is not None:
-        raise ValueError(f"{type(attn).__name__} normalises its queries, which is not supported")
-    if size not in sums:
-        sums[size] = q.new_zeros(batch, q.shape[2], k.shape[3])
-    rows = max(1, _SLICE_BYTES // (heads * k.shape[3] * q.element_size()))
-    for b in range(batch):
-        for start in range(0, q.shape[2], rows):
-            probabilities = torch.softmax(q[b, :, start : start + rows] @ k[b], dim=-1)
-            sums[size][b, start : start + rows].add_(probabilities.mean(0))
+    queries = q.to(total.dtype).unflatten(-1, (heads, -1)).transpose(1, 2) * scale  # [B, heads, R, d]
+    keys = k.to(total.dtype).unflatten(-1, (heads, -1)).permute(0, 2, 3, 1)  # [B, heads, d, T]
+    step = max(1, slice_bytes(q.device) // (heads * k.shape[1] * total.element_size()))
+    for b in range(len(q)):
+        for start in range(0, q.shape[1], step):
+            probabilities = torch.softmax(queries[b, :, start : start + step] @ keys[b], dim=-1)
+            total[b, start : start + step].add_(probabilities.mean(0))
+
+
+def _head_mean_for(queries: Tensor) -> Callable[[Tensor, Tensor, Tensor, int, float], None]:
+    """What adds the head-mean of such queries: on a CUDA device the fused kernel, elsewhere the plain way."""
+    if queries.is_cuda and queries.dtype != torch.float64 and torch.version.cuda and find_spec("triton"):
+        from diffseg.fused import add_head_mean as fused
+
+        return fused
+    return add_head_mean
 
 
 # --- the whole model --------------------------------------------------------------------------------------------------
@@ -403,4 +419,13 @@ def quiet() -> Iterator[None]:
             library.enable_progress_bar()
 
 
-__all__ = ["EMBEDDED", "AttentionMaps", "DiffusionModel", "Maps", "attention_maps", "capture", "resolve_device"]
+__all__ = [
+    "EMBEDDED",
+    "AttentionMaps",
+    "DiffusionModel",
+    "Maps",
+    "add_head_mean",
+    "attention_maps",
+    "capture",
+    "resolve_device",
+]

@@ -63,16 +63,20 @@ def _share_of(keys: Tensor, size: tuple[int, int], finest: tuple[int, int], shar
         keys = F.interpolate(keys, finest, mode="bilinear", align_corners=False)
     keys = keys.view(len(keys), -1)
     out = torch.empty_like(keys)
-    for rows in slices(keys):
+    for rows in _slices(keys):
         torch.mul(keys[rows], share / keys[rows].sum(1, keepdim=True), out=out[rows])
     return out
 
 
-def slices(x: Tensor) -> Iterator[slice]:
-    """Slices of the rows of [..., N, D]: on a CPU what stays in its cache, elsewhere as many as 1 GiB holds."""
-    budget = 8 << 20 if x.device.type == "cpu" else 1 << 30
+def slice_bytes(device: torch.device) -> int:
+    """Bytes worth working on at a time: on a CPU what stays in its cache, elsewhere enough to keep the device busy."""
+    return 8 << 20 if device.type == "cpu" else 1 << 30
+
+
+def _slices(x: Tensor) -> Iterator[slice]:
+    """Slices of the rows of [..., N, D], of `slice_bytes` each."""
     count = x.shape[-2]
-    step = max(1, budget * count // max(1, x.numel() * x.element_size()))
+    step = max(1, slice_bytes(x.device) * count // max(1, x.numel() * x.element_size()))
     for start in range(0, count, step):
         yield slice(start, start + step)
 
@@ -161,7 +165,7 @@ def symmetric_kl(p: Tensor, q: Tensor) -> Tensor:
     log_p = _log(p)
     entropy = (p * log_p).sum(-1, keepdim=True)
     out = p.new_empty(*p.shape[:-1], q.shape[-2])
-    for rows in slices(q):
+    for rows in _slices(q):
         part = q[..., rows, :]
         log_q = _log(part)
         crossed = p @ log_q.mT

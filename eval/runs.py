@@ -187,8 +187,8 @@ def _commit() -> str | None:
 def code_fingerprint() -> str:
     """Hash of the source of everything that makes label maps: after a change of the method, nothing old is reused."""
     root = Path(diffseg.__file__).parent
-    names = ("attention.py", "baselines.py", "segmentation.py", "segmenter.py", "eval/segmenters.py", "eval/predict.py")
-    files = [root / n for n in names] + sorted((root / "datasets").glob("*.py"))
+    method = ("attention", "baselines", "fused", "segmentation", "segmenter", "eval/segmenters", "eval/predict")
+    files = [root / f"{name}.py" for name in method] + sorted((root / "datasets").glob("*.py"))
     return digest([hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f.is_file()])
 
 

@@ -9,7 +9,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 
-from diffseg.attention import _add_head_mean, attention_maps, capture
+from diffseg.attention import add_head_mean, attention_maps, capture
 from diffseg.segmentation import aggregate, merge, to_labels
 from tests.models import UNETS, unet
 from tests.test_segmentation import GOLDEN
@@ -76,16 +76,23 @@ def test_equals_the_textbook(name, size):
 )
 def test_a_layer_is_computed_in_float32_whatever_the_weights(dtype, tolerance):
     """Queries and keys come in the UNet's precision; from there on nothing is lost."""
-    layer = next(m for n, m in unet("sd1").named_modules() if n.endswith("attn1"))
-    layer = copy.deepcopy(layer).to(dtype)
-    hidden = torch.randn(2, 48, 16, generator=torch.Generator().manual_seed(3)).to(dtype)
-    sums: dict = {}
-    with torch.no_grad():
-        _add_head_mean(sums, (6, 8), layer, hidden, hidden)
-        q, k = (f(hidden).double().unflatten(2, (layer.heads, -1)).transpose(1, 2) for f in (layer.to_q, layer.to_k))
-    truth = torch.softmax(q @ k.transpose(2, 3) * layer.scale, -1).mean(1)
-    assert sums[6, 8].dtype == torch.float32
-    assert ((sums[6, 8] - truth).norm() / truth.norm()).item() < tolerance
+    q, k = layer_inputs(2, 48, 48, 3, 16, dtype)
+    total = torch.ones(2, 48, 48)
+    add_head_mean(total, q, k, 3, 0.25)
+    assert ((total - 1 - head_mean(q, k, 3, 0.25)).norm() / total.norm()).item() < tolerance
+
+
+def layer_inputs(batch: int, rows: int, keys: int, heads: int, depth: int, dtype: torch.dtype, device="cpu"):
+    """Queries [batch, rows, heads * depth] and keys, such that the attention is far from flat."""
+    g = torch.Generator().manual_seed(rows + keys)
+    q, k = (torch.randn(batch, n, heads * depth, generator=g) for n in (rows, keys))
+    return (2 * q).to(device, dtype), k.to(device, dtype)
+
+
+def head_mean(q: torch.Tensor, k: torch.Tensor, heads: int, scale: float) -> torch.Tensor:
+    """Mean over heads of softmax(q k^T * scale) in float64, as it reads."""
+    q, k = (x.double().cpu().unflatten(2, (heads, -1)).transpose(1, 2) for x in (q, k))
+    return torch.softmax(q @ k.transpose(2, 3) * scale, -1).mean(1)
 
 
 @pytest.mark.parametrize(("name", "levels"), [("sd1", 4), ("sd2", 4), ("sdxl", 2), ("ssd1b", 2)])
@@ -115,7 +122,7 @@ def test_the_unet_is_left_as_it_was():
 def test_the_slices_do_not_matter(monkeypatch):
     latents, context, _ = inputs_for("sd1", (8, 8), 1)
     whole = attention_maps(unet("sd1"), latents, 300, context)
-    monkeypatch.setattr("diffseg.attention._SLICE_BYTES", 1)
+    monkeypatch.setattr("diffseg.attention.slice_bytes", lambda device: 1)
     for size, m in attention_maps(unet("sd1"), latents, 300, context).items():
         torch.testing.assert_close(m, whole[size], rtol=1e-5, atol=1e-8)
 

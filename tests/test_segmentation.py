@@ -167,7 +167,9 @@ def test_merge_walks_in_order_and_takes_matched_ones_again():
 
 def test_a_batch_is_merged_as_its_images_are():
     """Images of different numbers of proposals: what pads the smaller ones must not enter the means."""
-    images = [aggregate(random_maps(seed, [(6, 8), (3, 4)], sharp=sharp))[0] for seed, sharp in enumerate((0.1, 2.0, 5.0))]
+    images = [
+        aggregate(random_maps(seed, [(6, 8), (3, 4)], sharp=sharp))[0] for seed, sharp in enumerate((0.1, 2.0, 5.0))
+    ]
     for thresholds in ([0.2], [0.2, 0.5], [0.1, 0.4, 1.5, 1.5]):
         together = merge_batch(torch.stack(images), 5, thresholds)
         alone = [merge(image, 5, thresholds) for image in images]
@@ -176,8 +178,17 @@ def test_a_batch_is_merged_as_its_images_are():
             torch.testing.assert_close(found, expected)
 
 
+def test_the_slices_do_not_matter(monkeypatch):
+    maps = random_maps(7, [(6, 8), (3, 4)], batch=2)
+    whole = aggregate(maps)
+    proposals = merge(whole[0], 4, [0.3, 0.5])
+    monkeypatch.setattr("diffseg.segmentation.slice_bytes", lambda device: 1)
+    torch.testing.assert_close(aggregate(maps), whole)
+    torch.testing.assert_close(merge(whole[0], 4, [0.3, 0.5]), proposals)
+
+
 def test_distances_are_exact_whatever_precision_the_program_allows():
-    """Some devices multiply float32 in bfloat16 or TF32 where a program lets them; the program's setting is put back."""
+    """Some devices multiply float32 in bfloat16 or TF32 where a program lets them. Its setting is put back."""
     backend = torch.backends.mkldnn.matmul
     if not hasattr(backend, "fp32_precision"):
         pytest.skip("before torch 2.9 there is no such setting of the CPU's own")

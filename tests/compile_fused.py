@@ -1,0 +1,53 @@
+"""Compiles the fused kernels for GPUs that need not be there; prints what each takes, as JSON."""
+
+import json
+import re
+import subprocess
+import tempfile
+from itertools import product
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from diffseg.fused import _add_mean, _log_sums, tiles
+
+POINTERS = {_log_sums: ("q", "k", "out"), _add_mean: ("q", "k", "log_sums", "out")}
+TYPES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
+DEPTHS = (40, 80, 160)  # channels a head of Stable Diffusion 1.x
+
+
+def spilled(ptx: str, capability: int) -> int:
+    """Bytes of registers that a kernel has no room for."""
+    ptxas = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(ptx)
+        file.flush()
+        target = f"-arch=sm_{capability}" + ("a" if capability == 90 else "")
+        report = subprocess.run(
+            [ptxas, "-v", target, file.name, "-o", "/dev/null"], capture_output=True, text=True, check=True
+        )
+    return sum(map(int, re.findall(r"(\d+) bytes spill stores", report.stderr)))
+
+
+def main() -> None:
+    """One line of JSON per kernel, type, number of channels and capability."""
+    found = []
+    for capability, dtype, depth, (kernel, pointers) in product((80, 89, 90), TYPES, DEPTHS, POINTERS.items()):
+        constants = tiles(depth, 4096, dtype)
+        options = {name: constants.pop(name) for name in ("num_warps", "num_stages")}
+        signature = {name: TYPES[dtype] if name in ("q", "k") else "*fp32" for name in pointers}
+        signature |= dict.fromkeys(("rows", "keys", "depth", "heads"), "i32") | {"scale": "fp32"}
+        signature |= dict.fromkeys(constants, "constexpr")
+        aligned = {(i,): [["tt.divisibility", 16]] for i in range(len(pointers) + 3)}
+        source = ASTSource(kernel, signature, constants, aligned)
+        made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+        what = {"kernel": kernel.__name__, "capability": capability, "dtype": str(dtype), "depth": depth}
+        found.append({**what, "shared": made.metadata.shared, "spilled": spilled(made.asm["ptx"], capability)})
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
