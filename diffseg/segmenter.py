@@ -221,8 +221,9 @@ class DiffSeg:
             if settings.refine:
                 proposals = refine(attention, proposals)
         with clock("labels"):
-            labels, proposals = by_area(to_labels(proposals, size), proposals)
-            found = labels.to(torch.int32).cpu().numpy(), proposals.float().cpu().numpy()
+            labels, order = by_area(to_labels(proposals, size), len(proposals))
+            kept = proposals[order[: int(labels.max()) + 1]]
+            found = labels.to(torch.int32).cpu().numpy(), kept.float().cpu().numpy()
         return *found, clock.seconds, cross
 
 
@@ -255,13 +256,18 @@ def prepare(photo: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
     return x / 127.5 - 1
 
 
-def by_area(labels: torch.Tensor, proposals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Renumbers labels int64 [H, W] to 0..K-1 by falling area; returns them and the proposals in that order."""
-    areas = torch.bincount(labels.flatten(), minlength=len(proposals))
-    order = torch.argsort(areas, descending=True, stable=True)[: int((areas > 0).sum())]
-    new = torch.zeros_like(areas)
-    new[order] = torch.arange(len(order), device=order.device)
-    return new[labels], proposals[order]
+def by_area(labels: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Renumbers labels int64 [H, W], 0..count-1, by falling area, without waiting for the device.
+
+    Returns:
+        The labels, 0..K-1, and the old numbers int64 [count] in the new order, those of no pixel last.
+    """
+    flat = labels.flatten()
+    areas = torch.zeros(count, dtype=torch.int64, device=labels.device).index_add_(0, flat, torch.ones_like(flat))
+    order = torch.argsort(areas, descending=True, stable=True)
+    new = torch.empty_like(order)
+    new[order] = torch.arange(count, device=labels.device)
+    return new[labels], order
 
 
 class _Clock:

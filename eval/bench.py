@@ -122,7 +122,9 @@ def model_stages(
     proposals = merge(attention, settings.anchors, settings.threshold)
     stages["aggregate"] = seconds(lambda: aggregate(maps), repeats, place)
     stages["merge"] = by_anchors[16]
-    stages["labels"] = seconds(lambda: by_area(to_labels(proposals, (512, 512)), proposals)[0].cpu(), repeats, place)
+    stages["labels"] = seconds(
+        lambda: by_area(to_labels(proposals, (512, 512)), len(proposals))[0].cpu(), repeats, place
+    )
     return stages, by_anchors, maps
 
 

@@ -180,7 +180,7 @@ def observe(seg: DiffSeg, photo: np.ndarray, settings: Settings) -> Steps:
     iterations = range(1, len(settings.threshold) + 1)
     proposals = [merge(attention, settings.anchors, settings.threshold[:n], distances) for n in iterations]
     last = refine(attention, proposals[-1]) if settings.refine else proposals[-1]
-    labels, _ = by_area(to_labels(last, _shape(photo)), last)
+    labels, _ = by_area(to_labels(last, _shape(photo)), len(last))
     flat = {size: m[0].cpu() for size, m in maps.items()}
     return Steps(photo, flat, attention.cpu(), tuple(p.cpu() for p in proposals), labels.cpu().numpy(), settings)
 
@@ -350,7 +350,7 @@ def by_weights(seg: DiffSeg, photo: np.ndarray, settings: Settings) -> dict[str,
     for weights in (None, [1.0] * len(sizes), *(alone if len(sizes) > 1 else [])):
         attention = aggregate(maps, weights)[0]
         proposals = merge(attention, settings.anchors, settings.threshold)
-        labels, _ = by_area(to_labels(proposals, _shape(photo)), proposals)
+        labels, _ = by_area(to_labels(proposals, _shape(photo)), len(proposals))
         found[weights_name(weights, names)] = labels.cpu().numpy()
     return found
 

@@ -12,8 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +24,12 @@ from diffseg.attention import DiffusionModel, Maps
 from diffseg.datasets.base import DataError, Dataset
 from diffseg.eval.progress import track
 from diffseg.eval.runs import Run
-from diffseg.eval.segmenters import Observed, Oracle, Segmenter
+from diffseg.eval.segmenters import Batch, Oracle, Segmenter
 from diffseg.files import write
 from diffseg.images import label_image
 
 _WAITING = 64  # maps that may wait for the disk
+_WRITERS = 4  # threads: a map takes 2 ms, most of them in zlib, which lets others go on
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,15 @@ class Loaded:
     """One image, or what was wrong with it. pixels: float32 [3, H, W]; truth: int16 [H, W], for oracles only."""
 
     key: str
-    pixels: np.ndarray | None = None
+    pixels: np.ndarray | torch.Tensor | None = None  # an array as it comes from the reading process
     truth: np.ndarray | None = None
     error: str = ""
+
+    def pin_memory(self) -> Loaded:
+        """For a GPU: the pixels in memory from which it copies while the program goes on (called by the loader)."""
+        if self.pixels is None:
+            return self
+        return replace(self, pixels=torch.as_tensor(self.pixels).pin_memory())
 
 
 class _Loader(TorchDataset):
@@ -60,9 +66,11 @@ class _Loader(TorchDataset):
             return Loaded(key, error=str(error))
 
 
-def loader(data: TorchDataset, batch_size: int, workers: int) -> DataLoader:
-    """Batches as lists, in order, read by `workers` processes (0: by this one)."""
-    return DataLoader(data, batch_size, num_workers=workers, collate_fn=list, worker_init_fn=_leave_with_parent)
+def loader(data: TorchDataset, batch_size: int, workers: int, pin: bool = False) -> DataLoader:
+    """Batches as lists, in order, read by `workers` processes (0: by this one). pin: call their `pin_memory`."""
+    return DataLoader(
+        data, batch_size, num_workers=workers, collate_fn=list, pin_memory=pin, worker_init_fn=_leave_with_parent
+    )
 
 
 def _leave_with_parent(worker: int) -> None:
@@ -125,59 +133,52 @@ def predict(
     for folder in {run.map(name, key).parent for name in segmenters for key in todo}:
         folder.mkdir(parents=True, exist_ok=True)
     told = any(isinstance(s, Oracle) for s in segmenters.values())
+    gpu = model.device.type == "cuda"
     size = batch_size if model.device.type != "cpu" else 1
-    batches = loader(_Loader(dataset, todo, told), size, workers)
+    batches = loader(_Loader(dataset, todo, told), size, workers, pin=gpu)
     done, start = 0, time.monotonic()
-    with ThreadPoolExecutor(1) as writer:
+    with ThreadPoolExecutor(_WRITERS) as writer:
         writing: list[Future] = []
-        for image, observed in track(_observe(model, timestep, batches), "predict", len(todo)):
-            if observed is None:
-                if not skip_errors:
-                    _settle(writing, 0)
-                    raise DataError(f"{image.error} (or leave such images out with on_error=skip)")
-                _note_error(run, image)
-                continue
-            for name, segmenter in segmenters.items():
-                labels = _segment(segmenter, observed, image.truth)
-                writing.append(writer.submit(_write_map, run.map(name, image.key), labels))
-            run.error(image.key).unlink(missing_ok=True)
-            done += 1
+        for images in track(batches, "predict", len(todo)):
+            good = [image for image in images if not image.error]
+            for name, labels in _segmented(model, timestep, good, segmenters):
+                for image, one in zip(good, labels, strict=True):
+                    writing.append(writer.submit(_write_map, run.map(name, image.key), one))
+            done += len(good)
+            for image in images:
+                if image.error:
+                    if not skip_errors:
+                        _settle(writing, 0)
+                        raise DataError(f"{image.error} (or leave such images out with on_error=skip)")
+                    _note_error(run, image)
+                else:
+                    run.error(image.key).unlink(missing_ok=True)
             _settle(writing, _WAITING)
         _settle(writing, 0)
     return done, time.monotonic() - start
 
 
-def _observe(model: DiffusionModel, timestep: int, batches: DataLoader) -> Iterator[tuple[Loaded, Observed | None]]:
-    """Each image with its view for the segmenters (None if it could not be read); one pass for a batch."""
-    for batch in batches:
-        good = _Pass(model, timestep, [image for image in batch if not image.error])
-        views = (good.view(i) for i in range(len(good.pixels)))
-        for image in batch:
-            yield image, None if image.error else next(views)
+def _segmented(
+    model: DiffusionModel, timestep: int, images: Sequence[Loaded], segmenters: Mapping[str, Segmenter | Oracle]
+) -> Iterator[tuple[str, list[np.ndarray]]]:
+    """(name, labels of each image) of every segmenter, from one pass of the model (none, if no segmenter needs it)."""
+    pixels = [torch.as_tensor(image.pixels) for image in images]
+
+    def maps() -> Maps:
+        there = [one.to(model.device, non_blocking=True) for one in pixels]
+        return model.attention(torch.stack(there), timestep).self_attention
+
+    batch = Batch(pixels, maps)
+    for name, segmenter in segmenters.items():
+        yield name, segment(segmenter, batch, [image.truth for image in images]) if images else []
 
 
-class _Pass:
-    """The forward pass of a batch, made when the attention of one of its images is first asked for."""
-
-    def __init__(self, model: DiffusionModel, timestep: int, images: Sequence[Loaded]):
-        self.model, self.timestep = model, timestep
-        self.pixels = [torch.from_numpy(i.pixels) for i in images]
-
-    @cached_property
-    def maps(self) -> Maps:
-        """{(h, w): [B, h*w, h*w]}."""
-        return self.model.attention(torch.stack(self.pixels).to(self.model.device), self.timestep).self_attention
-
-    def view(self, index: int) -> Observed:
-        """What segmenters see of one image of the batch."""
-        return Observed(self.pixels[index], lambda: {size: m[index] for size, m in self.maps.items()})
-
-
-def _segment(segmenter: Segmenter | Oracle, image: Observed, truth: np.ndarray | None) -> np.ndarray:
+def segment(segmenter: Segmenter | Oracle, batch: Batch, truths: Sequence[np.ndarray | None]) -> list[np.ndarray]:
+    """Labels int [H, W] of each image; truths: int [H, W] of each, for an oracle."""
     if isinstance(segmenter, Oracle):
-        assert truth is not None
-        return segmenter.segment(image, truth)
-    return segmenter.segment(image)
+        told = [truth for truth in truths if truth is not None]
+        return [segmenter.segment(image, truth) for image, truth in zip(batch, told, strict=True)]
+    return segmenter.segment_batch(batch)
 
 
 def _write_map(path: Path, labels: np.ndarray) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-Item = TypeVar("Item")
+Batch = TypeVar("Batch", bound=Sized)
 
 
 class _Rate(ProgressColumn):
@@ -19,15 +19,17 @@ class _Rate(ProgressColumn):
         return Text(f"{task.finished_speed or task.speed or 0:.1f} images/s")
 
 
-def track(items: Iterable[Item], text: str, total: int) -> Iterator[Item]:
-    """Yields the items and shows how far they are; each counts as one image."""
+def track(batches: Iterable[Batch], text: str, total: int) -> Iterator[Batch]:
+    """Yields the batches and shows how many of `total` images are done."""
     screen, start, told = Console(stderr=True), time.monotonic(), time.monotonic()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
     with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress:
         task = progress.add_task(text, total=total)
-        for done, item in enumerate(items, 1):
-            yield item
-            progress.advance(task)
+        done = 0
+        for batch in batches:
+            yield batch
+            done += len(batch)
+            progress.update(task, completed=done)
             now = time.monotonic()
             if not screen.is_terminal and now - told > 60:
                 rate, told = done / (now - start), now

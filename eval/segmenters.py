@@ -1,4 +1,4 @@
-"""What a run can put to the test: each segmenter turns one image's attention into a label map.
+"""What a run can put to the test: each segmenter turns an image's attention into a label map.
 
 A new segmenter is one class here and one file in conf/segmenter/ that names it.
 """
@@ -6,7 +6,7 @@ A new segmenter is one class here and one file in conf/segmenter/ that names it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -15,26 +15,60 @@ from torch import Tensor
 
 from diffseg.attention import Maps
 from diffseg.baselines import colour_kmeans, dbscan, kmeans, upsample_labels
-from diffseg.segmentation import aggregate, anchor_distances, anchor_grid, merge, refine, to_labels
+from diffseg.segmentation import aggregate, anchor_distances, anchor_grid, merge, merge_batch, refine, to_labels
 from diffseg.segmenter import Settings, by_area
 
 
-class Observed:
-    """One image as segmenters see it. What several of them need is computed once.
+class Batch:
+    """The images of one pass of the model. What segmenters need of them is computed once, for all of them together.
 
-    pixels: float32 [3, H, W] in [-1, 1]. maps: {(h, w): [h*w, h*w]}, from one pass of the model.
+    pixels: float32 [3, H, W] in [-1, 1] of each. maps: makes {(h, w): [B, h*w, h*w]}.
     """
 
-    def __init__(self, pixels: Tensor, maps: Callable[[], Maps]):
+    def __init__(self, pixels: Sequence[Tensor], maps: Callable[[], Maps]):
         self.pixels = pixels
         self._maps = maps
         self._attention: dict[tuple[float, ...] | None, Tensor] = {}
         self._distances: dict[tuple[tuple[float, ...] | None, int], Tensor] = {}
 
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: int) -> Observed:
+        return Observed(self, range(len(self))[index])
+
+    def __iter__(self) -> Iterator[Observed]:
+        return (self[i] for i in range(len(self)))
+
     @cached_property
     def maps(self) -> Maps:
         """The attention maps by resolution; the model runs when they are first asked for."""
         return self._maps()
+
+    def attention(self, weights: tuple[float, ...] | None = None) -> Tensor:
+        """Aggregated attention [B, h, w, h, w] for the weights R."""
+        if weights not in self._attention:
+            self._attention[weights] = aggregate(self.maps, weights)
+        return self._attention[weights]
+
+    def distances(self, weights: tuple[float, ...] | None, anchors: int) -> Tensor:
+        """Distances [B, M*M, h*w] from the maps of the M x M anchors to all maps."""
+        key = (weights, anchors)
+        if key not in self._distances:
+            self._distances[key] = anchor_distances(self.attention(weights), anchors)
+        return self._distances[key]
+
+
+class Observed:
+    """One image of a batch, as segmenters see it."""
+
+    def __init__(self, batch: Batch, index: int):
+        self.batch, self.index = batch, index
+
+    @property
+    def pixels(self) -> Tensor:
+        """float32 [3, H, W] in [-1, 1]."""
+        return self.batch.pixels[self.index]
 
     @property
     def size(self) -> tuple[int, int]:
@@ -43,16 +77,11 @@ class Observed:
 
     def attention(self, weights: tuple[float, ...] | None = None) -> Tensor:
         """Aggregated attention [h, w, h, w] for the weights R."""
-        if weights not in self._attention:
-            self._attention[weights] = aggregate({size: m[None] for size, m in self.maps.items()}, weights)[0]
-        return self._attention[weights]
+        return self.batch.attention(weights)[self.index]
 
     def distances(self, weights: tuple[float, ...] | None, anchors: int) -> Tensor:
         """Distances [M*M, h*w] from the maps of the M x M anchors to all maps."""
-        key = (weights, anchors)
-        if key not in self._distances:
-            self._distances[key] = anchor_distances(self.attention(weights), anchors)
-        return self._distances[key]
+        return self.batch.distances(weights, anchors)[self.index]
 
     def scale(self, weights: tuple[float, ...] | None = None, anchors: int = 16) -> float:
         """Median distance in nats between two different anchors: how far apart this image's maps are."""
@@ -70,6 +99,10 @@ class Segmenter(ABC):
     @abstractmethod
     def segment(self, image: Observed) -> np.ndarray:
         """Labels int [H, W], >= 0."""
+
+    def segment_batch(self, batch: Batch) -> list[np.ndarray]:
+        """Labels of each image; for methods that are faster with many at a time."""
+        return [self.segment(image) for image in batch]
 
 
 class Oracle(ABC):
@@ -110,10 +143,23 @@ class DiffSeg(Segmenter):
         unit = image.scale(s.weights) if self.relative else 1.0
         thresholds = [t * unit for t in s.threshold]
         proposals = merge(attention, s.anchors, thresholds, image.distances(s.weights, s.anchors))
-        if s.refine:
+        return self._labels(attention, proposals, image.size).to(torch.int32).cpu().numpy()
+
+    @torch.no_grad()
+    def segment_batch(self, batch: Batch) -> list[np.ndarray]:
+        """As `segment`, waiting for the device once for all images."""
+        if self.relative:  # thresholds of its own for each image
+            return super().segment_batch(batch)
+        s = self.settings
+        attention = batch.attention(s.weights)
+        proposals = merge_batch(attention, s.anchors, s.threshold, batch.distances(s.weights, s.anchors))
+        labels = [self._labels(attention[i], proposals[i], image.size) for i, image in enumerate(batch)]
+        return list(torch.stack(labels).to(torch.int32).cpu().numpy())
+
+    def _labels(self, attention: Tensor, proposals: Tensor, size: tuple[int, int]) -> Tensor:
+        if self.settings.refine:
             proposals = refine(attention, proposals)
-        labels, _ = by_area(to_labels(proposals, image.size), proposals)
-        return labels.to(torch.int32).cpu().numpy()
+        return by_area(to_labels(proposals, size), len(proposals))[0]
 
 
 class KMeans(Segmenter):

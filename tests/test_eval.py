@@ -28,7 +28,7 @@ from diffseg.datasets.scenes import Scenes, scene
 from diffseg.eval import predict, run, score
 from diffseg.eval.check import check, read_reference
 from diffseg.eval.runs import find_run
-from diffseg.eval.segmenters import ColourKMeans, DiffSeg, KMeans, KMeansOracle, Observed, Whole
+from diffseg.eval.segmenters import Batch, ColourKMeans, DiffSeg, KMeans, KMeansOracle, Whole
 from tests.test_segmentation import CASES, GOLDEN, golden_maps
 
 CONF = Path(diffseg.conf.__file__).parent
@@ -80,8 +80,8 @@ def test_every_segmenter_instantiates_and_labels_each_pixel(segmenter):
     for n in (16, 8):
         maps[n, n] = torch.softmax(3 * torch.randn(n * n, n * n), 1)
     truth = np.repeat([0, 3], 32)[:, None].repeat(64, 1)
-    observed = Observed(pixels, lambda: maps)
-    labels = predict._segment(other, observed, truth)
+    batch = Batch([pixels], lambda: {size: m[None] for size, m in maps.items()})
+    (labels,) = predict.segment(other, batch, [truth])
     assert labels.shape == (64, 64)
     assert labels.min() >= 0
     assert np.issubdtype(labels.dtype, np.integer)
@@ -694,13 +694,13 @@ def test_two_runs_are_compared_on_their_common_images(tmp_path):
 # --- segmenters -------------------------------------------------------------------------------------------------------
 
 
-def quarters(n: int = 16) -> Observed:
+def quarters(n: int = 16) -> Batch:
     """A picture of four quarters: each colour, and each attention, is that of its quarter."""
     row, column = np.divmod(np.arange(n * n), n)
     quarter = torch.from_numpy((row >= n // 2) * 2 + (column >= n // 2))
     same = torch.where(quarter[:, None] == quarter, 1.0, 1e-3) + 1e-5 * torch.rand(n * n, n * n)
     pixels = torch.tensor([-0.9, -0.3, 0.3, 0.9])[quarter].view(1, n, n).repeat_interleave(8, 1).repeat_interleave(8, 2)
-    return Observed(pixels.expand(3, -1, -1), lambda: {(n, n): same / same.sum(1, keepdim=True)})
+    return Batch([pixels.expand(3, -1, -1)], lambda: {(n, n): (same / same.sum(1, keepdim=True))[None]})
 
 
 TRUTH = np.kron(np.arange(4).reshape(2, 2), np.ones((64, 64), int))
@@ -710,20 +710,30 @@ TRUTH = np.kron(np.arange(4).reshape(2, 2), np.ones((64, 64), int))
     "segmenter", [DiffSeg(1.0), DiffSeg(0.5, relative=True), KMeans(4), KMeansOracle(), ColourKMeans()], ids=repr
 )
 def test_every_method_finds_four_quarters(segmenter):
-    found = predict._segment(segmenter, quarters(), TRUTH)
+    (found,) = predict.segment(segmenter, quarters(), [TRUTH])
     pairs = np.unique(np.stack([found.ravel(), TRUTH.ravel()]), axis=1)
     assert pairs.shape[1] == 4  # one to one
 
 
 def test_a_relative_threshold_does_not_depend_on_how_sharp_the_attention_is():
     """Maps mixed with the uniform one are nearer to each other; relative thresholds see no difference."""
-    observed = quarters()
-    maps = observed.maps[16, 16]
-    flat = Observed(observed.pixels, lambda: {(16, 16): 0.05 * maps + 0.95 / 256})
+    sharp = quarters()
+    flat = Batch(sharp.pixels, lambda: {(16, 16): 0.05 * sharp.maps[16, 16] + 0.95 / 256})
     absolute, relative = DiffSeg(1.0), DiffSeg(0.5, relative=True)
-    assert len(np.unique(absolute.segment(flat))) == 1
-    np.testing.assert_array_equal(relative.segment(flat), relative.segment(observed))
+    assert len(np.unique(absolute.segment(flat[0]))) == 1
+    np.testing.assert_array_equal(relative.segment(flat[0]), relative.segment(sharp[0]))
+
+
+@pytest.mark.parametrize("segmenter", [DiffSeg(0.3), DiffSeg([0.2, 0.5], refine=True), KMeans(3)], ids=repr)
+def test_a_batch_is_segmented_as_its_images_are(segmenter):
+    g = torch.Generator().manual_seed(0)
+    maps = {(n, n): torch.softmax(3 * torch.randn(3, n * n, n * n, generator=g), -1) for n in (16, 8)}
+    batch = Batch(torch.rand(3, 3, 64, 64, generator=g), lambda: maps)
+    together = segmenter.segment_batch(batch)
+    assert len(together) == 3
+    for found, image in zip(together, batch, strict=True):
+        np.testing.assert_array_equal(found, segmenter.segment(image))
 
 
 def test_the_whole_image_is_one_segment():
-    assert not Whole().segment(quarters()).any()
+    assert not Whole().segment(quarters()[0]).any()

@@ -126,9 +126,9 @@ def test_prepare_is_the_identity_at_the_models_size():
 
 
 def test_by_area():
-    labels, proposals = by_area(torch.tensor([[3, 3, 1], [3, 1, 0]]), torch.arange(5.0).view(5, 1, 1))
+    labels, order = by_area(torch.tensor([[3, 3, 1], [3, 1, 0]]), 5)
     assert labels.tolist() == [[0, 0, 1], [0, 1, 2]]
-    assert proposals.flatten().tolist() == [3, 1, 0]
+    assert order.tolist() == [3, 1, 0, 2, 4]
 
 
 def test_one_import_root(tmp_path):
