@@ -14,8 +14,8 @@ from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.table import Table
 
-from diffseg.datasets.base import Dataset
-from diffseg.eval.metrics import paired_bootstrap
+from diffseg.datasets.base import DataError, Dataset, read_map
+from diffseg.eval.metrics import agreement, paired_bootstrap
 from diffseg.eval.report import example, map_path
 from diffseg.eval.runs import Run, find_run
 from diffseg.eval.score import counts_of, read_images
@@ -83,6 +83,22 @@ def compare(a: Side, b: Side) -> tuple[pd.DataFrame, dict[str, dict]]:
     return both.assign(gain=gain).sort_values("gain", ascending=False, kind="stable"), paired_bootstrap(first, second)
 
 
+def agreements(both: pd.DataFrame, a: Side, b: Side) -> pd.Series:
+    """Share of pixels on which a and b give the same segments, whatever their numbers, by key; worst first.
+
+    Images whose maps are no longer there, or of different sizes, are left out.
+    """
+    found = {}
+    for key in both["key"]:
+        try:
+            first, second = (read_map(map_path(s.run, s.config, s.segmenter, key)) for s in (a, b))
+        except (DataError, OSError):
+            continue
+        if first.shape == second.shape:
+            found[key] = agreement(first, second)
+    return pd.Series(found, dtype=float).sort_values()
+
+
 def sheet(dataset: Dataset, rows: pd.DataFrame, a: Side, b: Side) -> Image.Image:
     """Photo, truth, a's and b's prediction of each row; segments in the colour of the class they were matched to."""
     lines = []
@@ -143,6 +159,13 @@ def command(make: Callable[[dict[str, Any]], Any]) -> typer.Typer:
         console = Console()
         console.print(f"A: {first.name}\nB: {second.name}", highlight=False)
         console.print(table(both, found))
+        same = agreements(both, first, second)
+        if len(same):
+            console.print(
+                f"same segments on {100 * same.mean():.2f} % of the pixels; least on {same.index[0]}, "
+                f"{100 * same.iloc[0]:.1f} %; on all of them in {(same == 1).sum()} images",
+                highlight=False,
+            )
         changed = both[both["gain"] != 0]
         shown = pd.concat([changed.head(_SHOWN), changed.tail(_SHOWN)]).drop_duplicates("key")
         if shown.empty:

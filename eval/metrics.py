@@ -74,6 +74,12 @@ def match(hist: np.ndarray) -> Counts:
     return Counts(tp, hist[:, columns].sum(0) - tp, hist.sum(1) - tp, int(hist.sum()))
 
 
+def agreement(a: np.ndarray, b: np.ndarray) -> float:
+    """Share of pixels, 0..1, on which two label maps int [H, W] agree, their numbers matched one to one."""
+    counts = match(histogram(a, b, int(a.max()) + 1))
+    return counts.tp.sum() / counts.pixels
+
+
 def summarise(counts: Counts | Iterable[Counts]) -> dict:
     """Accuracy, mIoU (mean over the classes that occur) and IoU per class (NaN where absent): fractions.
 

@@ -69,12 +69,12 @@ class _Loader(TorchDataset):
 def loader(data: TorchDataset, batch_size: int, workers: int, pin: bool = False) -> DataLoader:
     """Batches as lists, in order, read by `workers` processes (0: by this one). pin: call their `pin_memory`."""
     return DataLoader(
-        data, batch_size, num_workers=workers, collate_fn=list, pin_memory=pin, worker_init_fn=_leave_with_parent
+        data, batch_size, num_workers=workers, collate_fn=list, pin_memory=pin, worker_init_fn=leave_with_parent
     )
 
 
-def _leave_with_parent(worker: int) -> None:
-    """Ends this reading process when the main one is killed; blocked on a full pipe, it would wait for ever."""
+def leave_with_parent(worker: int = 0) -> None:
+    """Ends this process when the one that started it is killed; blocked on a full pipe, it would wait for ever."""
 
     def watch() -> None:
         parent = multiprocessing.parent_process()

@@ -11,6 +11,8 @@ from __future__ import annotations
 import difflib
 import itertools
 import json
+import multiprocessing
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -35,7 +37,7 @@ from diffseg.attention import EMBEDDED, DiffusionModel, resolve_device
 from diffseg.datasets.base import Dataset
 from diffseg.eval import compare
 from diffseg.eval.check import check, read_reference
-from diffseg.eval.predict import missing, predict, shard_of
+from diffseg.eval.predict import leave_with_parent, missing, predict, shard_of
 from diffseg.eval.report import write_report
 from diffseg.eval.runs import Run, code_fingerprint, digest, model_fingerprint, open_run
 from diffseg.eval.score import MapPath, read_summary, score, summarise_images, write_images
@@ -58,6 +60,7 @@ def _recommended(name: str, key: str, default: Any) -> Any:
 
 
 OmegaConf.register_new_resolver("recommended", _recommended, replace=True)
+OmegaConf.register_new_resolver("cores", lambda most: min(most, os.cpu_count() or 1), replace=True)  # ${cores:8}
 
 
 # --- one run ----------------------------------------------------------------------------------------------------------
@@ -77,6 +80,8 @@ def evaluate(config: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
     """
     config = {**config, "segmenters": varied(config["segmenters"], config["vary"])}
     _check_options(config)
+    devices = devices_of(config["device"])
+    config["device"] = devices[0]
     stages, skip = config["stages"], config["on_error"] == "skip"
     reference = read_reference(config["reference"]) if "check" in stages else None
     dataset: Dataset = make(config["dataset"])
@@ -86,6 +91,8 @@ def evaluate(config: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
     predicting = "predict" in stages and not config["labels"]
     run = _open(config, names, dataset, predicting)
     say(f"{dataset_line(names['dataset'], dataset)} -> {run.folder}")
+    if predicting and len(devices) > 1 and missing(run, keys):
+        _predict_side_by_side(config, names, devices)
     if predicting:
         _predict(config, run, dataset, segmenters, keys, skip)
     summary: dict[str, Any] = {}
@@ -231,6 +238,58 @@ def _predict(
         say(f"predict: {left_out} images left out, see {run.folder / 'errors'}")
     if not missing(run, dataset.keys):
         run.remove_partials()
+
+
+def devices_of(device: str | list[str]) -> list[str]:
+    """The devices that device= means: one, a list of them, or all the CUDA devices there are ("all").
+
+    Raises:
+        ValueError: an empty list, or all of none.
+    """
+    if device == "all":
+        device = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        if not device:
+            raise ValueError("device=all means all CUDA devices, and none is there: use cpu or auto")
+    devices = [device] if isinstance(device, str) else device
+    if not devices or not all(isinstance(one, str) for one in devices):
+        raise ValueError(f"device must be auto, cpu, cuda, cuda:N, all, or a list of such, got {device!r}")
+    return devices
+
+
+def _predict_side_by_side(config: dict[str, Any], names: dict[str, str], devices: Sequence[str]) -> None:
+    """The shard in parts, one process for each device; each writes its maps into the same run.
+
+    Raises:
+        ValueError: a process did not do its part; what the others have done is kept.
+    """
+    first, step = config["shard"]
+    share = max(1, config["workers"] // len(devices)) if config["workers"] else 0
+    spawn = multiprocessing.get_context("spawn")
+    processes = []
+    for i, device in enumerate(devices):
+        resolve_device(device)
+        part = {"device": device, "shard": [first + step * i, step * len(devices)], "workers": share}
+        mine = {**config, **part, "vary": None, "stages": ["predict"]}
+        processes.append(spawn.Process(target=_part, args=(mine, names, len(devices)), name=device))
+    say(f"predict: {len(devices)} processes, on {', '.join(devices)}")
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    failed = [process.name for process in processes if process.exitcode]
+    if failed:
+        raise ValueError(
+            f"prediction failed on {', '.join(failed)}, see above; what is done is kept: run the same command again"
+        )
+
+
+def _part(config: dict[str, Any], names: dict[str, str], processes: int) -> None:
+    """One device's part, in a process of its own."""
+    leave_with_parent()
+    os.environ["TTY_COMPATIBLE"] = "0"  # several progress bars would overwrite each other: lines instead
+    torch.set_num_threads(max(1, torch.get_num_threads() // processes))
+    with _one_sentence():
+        evaluate(config, names)
 
 
 @lru_cache(maxsize=1)  # the jobs of a sweep share it

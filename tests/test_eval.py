@@ -480,6 +480,7 @@ def test_label_values_and_sizes_that_do_not_fit(photos):
         (["shard=[2,2]"], "0 <= i < n"),
         (["batch_size=0"], "batch_size must be a whole number, at least 1"),
         (["workers=two"], "workers must be a whole number"),
+        (["device=[]"], "device must be auto, cpu, cuda"),
         (["on_error=ignore"], "on_error must be stop or skip"),
         (["stages=[predict,scor]"], "stages must be some of"),
         (["stages=[score]"], "predict first"),
@@ -672,6 +673,37 @@ def test_wandb_offline_keeps_the_run(tmp_path):
     assert list((tmp_path / "out" / "wandb").glob("offline-run-*/files/media/images/**/*.png"))
 
 
+def test_several_devices_share_the_images(tmp_path):
+    """Two processes, as on two GPUs: one command, the same maps and figures, and each has done its part."""
+    settings = [*SMALL, "dataset.count=5"]
+    alone = evaluated(tmp_path / "alone", *settings)
+    ran = command(*settings, f"runs={tmp_path / 'together'}", "device=[cpu,cpu]")
+    assert ran.returncode == 0, ran.stderr
+    assert "predict: 3 images segmented" in ran.stderr
+    assert "predict: 2 images segmented" in ran.stderr
+    (folder,) = (tmp_path / "together").iterdir()
+    found, expected = maps_of(folder), maps_of(alone["folder"])
+    assert found.keys() == expected.keys()
+    for key, labels in found.items():
+        np.testing.assert_array_equal(labels, expected[key])
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["segmenters"] == alone["segmenters"]
+
+
+def test_a_device_that_fails_is_named_and_what_the_others_did_is_kept(tmp_path):
+    (tmp_path / "photos").mkdir()
+    for i in range(4):
+        Image.fromarray(scene(3, i, 128).image).save(tmp_path / "photos" / f"p{i}.png")
+    (tmp_path / "photos" / "p1.png").write_bytes(b"no picture")  # the second process' first
+    data = ["dataset=folder", f"dataset.root={tmp_path / 'photos'}", "dataset.size=128", "workers=0"]
+    settings = [*data, "segmenters.diffseg.anchors=8", f"runs={tmp_path / 'runs'}", "device=[cpu,cpu]"]
+    ran = command(*settings)
+    assert ran.returncode == 2
+    assert "p1.png" in ran.stderr
+    assert "prediction failed on cpu, see above; what is done is kept: run the same command again" in ran.stderr
+    assert {Path(key).name for key in maps_of(tmp_path / "runs")} == {"p0.png", "p2.png"}
+
+
 def test_two_runs_are_compared_on_their_common_images(tmp_path):
     first = evaluated(tmp_path, *SMALL, "segmenters.diffseg.threshold=0.3")
     second = evaluated(tmp_path, *SMALL, "segmenters.diffseg.threshold=0.9", "dataset.count=5")
@@ -682,6 +714,7 @@ def test_two_runs_are_compared_on_their_common_images(tmp_path):
     common = a.loc[b.index]
     plain = b["accuracy"].mean() - common["accuracy"].mean()  # all have as many labelled pixels
     assert f"{100 * plain:+.2f}" in ran.stdout
+    assert "same segments on" in ran.stdout
     picture = Image.open(Path(second["folder"]) / "compare.png")
     assert picture.width == 4 * 328 + 8
     changed = int((b["accuracy"] != common["accuracy"]).sum())

@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffseg.eval.metrics import Counts, bootstrap, histogram, match, paired_bootstrap, summarise, tie_sensitivity
+from diffseg.eval.metrics import (
+    Counts,
+    agreement,
+    bootstrap,
+    histogram,
+    match,
+    paired_bootstrap,
+    summarise,
+    tie_sensitivity,
+)
 from tests.golden import inputs
 from tests.test_segmentation import GOLDEN
 
@@ -30,6 +39,14 @@ def test_histogram_by_hand():
     label = np.array([[0, 0, 1], [2, -1, -1]])
     prediction = np.array([[0, 4, 1], [1, 1, 0]])
     assert histogram(label, prediction, 3).tolist() == [[1, 0, 0, 0, 1], [0, 1, 0, 0, 0], [0, 1, 0, 0, 0]]
+
+
+def test_agreement_by_hand():
+    """Numbers may differ; two segments of one side cannot both be one of the other."""
+    a = np.array([[0, 0, 1, 1], [2, 2, 2, 2]])
+    assert agreement(a, np.array([5, 0, 1])[a]) == 1.0
+    assert agreement(a, np.array([0, 0, 1])[a]) == 6 / 8
+    assert agreement(np.array([0, 0, 1])[a], a) == 6 / 8
 
 
 def test_a_perfect_segmentation_in_other_numbers():
