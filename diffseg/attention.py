@@ -138,13 +138,18 @@ def add_head_mean(total: Tensor, q: Tensor, k: Tensor, heads: int, scale: float)
     Args:
         total: [B, R, T]. q: [B, R, heads * d], queries. k: [B, T, heads * d], keys.
     """
-    queries = q.to(total.dtype).unflatten(-1, (heads, -1)).transpose(1, 2) * scale  # [B, heads, R, d]
-    keys = k.to(total.dtype).unflatten(-1, (heads, -1)).permute(0, 2, 3, 1)  # [B, heads, d, T]
-    step = max(1, slice_bytes(q.device) // (heads * k.shape[1] * total.element_size()))
+    queries = (q.to(total.dtype) * scale).unflatten(-1, (heads, -1)).transpose(1, 2).contiguous()  # [B, heads, R, d]
+    keys = k.to(total.dtype).unflatten(-1, (heads, -1)).permute(0, 2, 3, 1).contiguous()  # [B, heads, d, T]
+    step = max(1, slice_bytes(q.device) // (k.shape[1] * total.element_size()))
+    room = total.new_empty(min(step, q.shape[1]), k.shape[1])
     for b in range(len(q)):
         for start in range(0, q.shape[1], step):
-            probabilities = torch.softmax(queries[b, :, start : start + step] @ keys[b], dim=-1)
-            total[b, start : start + step].add_(probabilities.mean(0))
+            rows = total[b, start : start + step]
+            probabilities = room[: len(rows)]
+            for head in range(heads):
+                torch.mm(queries[b, head, start : start + step], keys[b, head], out=probabilities)
+                torch.softmax(probabilities, -1, out=probabilities)
+                rows.add_(probabilities, alpha=1 / heads)
 
 
 def _head_mean_for(queries: Tensor) -> Callable[[Tensor, Tensor, Tensor, int, float], None]:

@@ -1,12 +1,14 @@
-"""Seconds per stage and peak memory, and merging against the straightforward way: `make bench`.
+"""Seconds per stage, images/s of a whole evaluation, share of the limit, peak memory: `make bench`.
 
 Times vary from machine to machine and from run to run; a ratio compares two things of the same run. Results are kept
-in results/bench/DEVICE.json, with the hardware and the versions that they belong to.
+in results/bench/DEVICE-MODEL.json, with the hardware and the versions that they belong to. What they mean, and what
+each optimisation was worth: docs/performance.md.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import platform
 import resource
 import statistics
@@ -15,6 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -24,17 +27,22 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
-from diffseg.attention import DiffusionModel, Maps, capture, resolve_device
+from diffseg.attention import DiffusionModel, Maps, add_head_mean, capture, resolve_device
 from diffseg.datasets.base import read_map, read_photo
 from diffseg.datasets.coco_stuff import CLASSES
+from diffseg.datasets.folder import Folder
 from diffseg.datasets.scenes import TEST_SEED, scene
 from diffseg.datasets.transforms import image_to_pixels, resize_label
 from diffseg.eval.metrics import histogram, match
-from diffseg.eval.runs import circumstances
+from diffseg.eval.predict import predict
+from diffseg.eval.runs import Run, circumstances
+from diffseg.eval.score import score
+from diffseg.eval.segmenters import DiffSeg as Method
 from diffseg.files import write
 from diffseg.images import label_image
-from diffseg.segmentation import aggregate, anchor_grid, merge, to_labels
+from diffseg.segmentation import aggregate, anchor_grid, merge, merge_batch, to_labels
 from diffseg.segmenter import DiffSeg, by_area
 
 
@@ -102,30 +110,102 @@ def model_stages(
     pixels = image_to_pixels(photo)[None].expand(batch, -1, -1, -1).to(place)
     latents = model.encode(pixels)
     context, added = model.context([""] * batch, (512, 512))
-    steps = torch.full((batch,), t, device=place)
 
-    @torch.no_grad()
-    def plain() -> object:
-        return unet(latents, steps, encoder_hidden_states=context, added_cond_kwargs=added, return_dict=False)
+    def passing() -> object:
+        return capture(unet, latents, t, context, added)
+
+    def each(work: Callable[[], object]) -> float:
+        return seconds(work, repeats, place) / batch
 
     stages = {
-        "autoencoder": seconds(lambda: model.encode(pixels), repeats, place) / batch,
-        "unet, nothing captured": seconds(plain, repeats, place) / batch,
-        "unet, attention captured": seconds(lambda: capture(unet, latents, t, context, added), repeats, place) / batch,
+        "autoencoder": each(lambda: model.encode(pixels)),
+        "unet, nothing captured": each(lambda: plain_pass(model, latents)),
+        "unet, attention captured": each(passing),
     }
-    maps = {size: m[:1] for size, m in capture(unet, latents, t, context, added).self_attention.items()}
-    attention = aggregate(maps)[0]
+    if place.type == "cuda":  # what the fused kernel is worth
+        with mock.patch("diffseg.attention._head_mean_for", return_value=add_head_mean):
+            stages["unet, captured the plain way"] = each(passing)
+    maps = capture(unet, latents, t, context, added).self_attention
+    attention = aggregate(maps)
     by_anchors = {
-        m: seconds(lambda m=m: merge(attention, m, settings.threshold), repeats, place)  # type: ignore[misc]
+        m: each(lambda m=m: merge_batch(attention, m, settings.threshold))  # type: ignore[misc]
         for m in (8, 16, 32)
     }
-    proposals = merge(attention, settings.anchors, settings.threshold)
-    stages["aggregate"] = seconds(lambda: aggregate(maps), repeats, place)
+    proposals = merge_batch(attention, settings.anchors, settings.threshold)
+
+    def label() -> object:
+        return torch.stack([by_area(to_labels(p, (512, 512)), len(p))[0] for p in proposals]).to(torch.int32).cpu()
+
+    stages["aggregate"] = each(lambda: aggregate(maps))
     stages["merge"] = by_anchors[16]
-    stages["labels"] = seconds(
-        lambda: by_area(to_labels(proposals, (512, 512)), len(proposals))[0].cpu(), repeats, place
+    stages["labels"] = each(label)
+    return stages, by_anchors, {size: m[:1] for size, m in maps.items()}
+
+
+@torch.no_grad()
+def plain_pass(model: DiffusionModel, latents: Tensor) -> object:
+    """The UNet alone, as if there were nothing to capture."""
+    context, added = model.context([""] * len(latents), (512, 512))
+    steps = torch.full((len(latents),), 300, device=latents.device)
+    return model.pipeline.unet(
+        latents, steps, encoder_hidden_states=context, added_cond_kwargs=added, return_dict=False
     )
-    return stages, by_anchors, maps
+
+
+def operations(model: DiffusionModel) -> dict[str, float]:
+    """Floating-point operations for one 512-pixel image: those of convolutions and matrix products."""
+
+    def attention(q, k, v, *rest, out_shape=None, **options) -> int:
+        batch, heads, rows, depth = q
+        return 2 * batch * heads * rows * k[2] * (depth + v[3])
+
+    own = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}  # torch does not count it
+    pixels = torch.zeros(1, 3, 512, 512, device=model.device)
+    latents = model.encode(pixels)
+    model.context([""], (512, 512))  # kept: the text is encoded once, not once an image
+    found = {}
+    for name, work in {"autoencoder": lambda: model.encode(pixels), "unet": lambda: plain_pass(model, latents)}.items():
+        with FlopCounterMode(display=False, custom_mapping=own) as counter:
+            work()
+        found[name] = float(counter.get_total_flops())
+    return found
+
+
+def product_rate(place: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second in a large matrix product: what this device can do in this precision."""
+    n = 2048 if place.type == "cpu" else 8192
+    a, b = (torch.randn(n, n, device=place).to(dtype) for _ in range(2))
+    return 2 * n**3 / seconds(lambda: a @ b, 5, place)
+
+
+def whole_evaluation(seg: DiffSeg, folder: Path, images: int, batch: int, workers: int) -> dict[str, float]:
+    """Images/s of an evaluation: JPEGs of 640 x 480 and label PNGs in, maps on disk, histograms matched.
+
+    folder: an empty one. The model is loaded and warm.
+    """
+    photos = folder / "photos"
+    photos.mkdir()
+    made = [scene(TEST_SEED, i, 640) for i in range(min(images, 8))]
+    for i in range(images):
+        one = made[i % len(made)]
+        Image.fromarray(one.image[:480]).save(photos / f"{i:05d}.jpg", quality=95)
+        Image.fromarray(one.label[:480].astype(np.uint8)).save(photos / f"{i:05d}.label.png")
+    dataset, settings = Folder(str(photos), CLASSES), seg.settings()
+    run = Run(folder / "run", {}, ("diffseg",), None)
+    segmenters = {"diffseg": Method(settings.threshold, anchors=settings.anchors)}
+    _, predicting = predict(
+        run, dataset, dataset.keys, segmenters, lambda: seg.model, settings.timestep, batch, workers
+    )
+    start = time.perf_counter()
+    score(dataset, run.segmenters, run.map, workers)
+    scoring = time.perf_counter() - start
+    return {
+        "images": images,
+        "workers": workers,
+        "predict": images / predicting,
+        "score": images / scoring,
+        "both": images / (predicting + scoring),
+    }
 
 
 def file_stages(folder: Path, repeats: int) -> dict[str, float]:
@@ -166,70 +246,110 @@ def main(
     model: Annotated[str, typer.Option(help="Embedded model, hub id, folder, or sd14_random.")] = "mini",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
     dtype: Annotated[str | None, typer.Option(help="float32, float16, bfloat16.")] = None,
-    batches: Annotated[str, typer.Option(help="Images per forward pass, such as 1,4,16,64.")] = "1",
+    batches: Annotated[
+        str | None, typer.Option(help="Images per forward pass. (default: 1 on a CPU, else 1,4,16,64)")
+    ] = None,
+    images: Annotated[int | None, typer.Option(help="Of a whole evaluation. (default: 8 on a CPU, else 512)")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Runs of which the median is taken.")] = 5,
     compare: Annotated[bool, typer.Option(help="Also run the straightforward version (about a minute).")] = True,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("results/bench"),
 ) -> None:
-    """Prints seconds per stage, peak memory and the ratio to the straightforward version."""
+    """Prints seconds per stage, images/s, share of the limit, peak memory, and the ratio to the straightforward way."""
     console, place = Console(), resolve_device(device)
+    gpu = place.type == "cuda"
     precision = getattr(torch, dtype) if dtype else None
     load = DiffusionModel.random if model == "sd14_random" else DiffusionModel.from_pretrained
     loaded = load("sd14" if model == "sd14_random" else model, device=device, dtype=precision)
     seg, photo = DiffSeg(loaded), scene(TEST_SEED, 0).image
-    with_model = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    with_model = _peak_gib()
     result: dict[str, Any] = {"model": loaded.name, "dtype": str(loaded.pipeline.unet.dtype), **circumstances()}
-    result["device"] = torch.cuda.get_device_name(place) if place.type == "cuda" else platform.machine()
+    result["device"] = torch.cuda.get_device_name(place) if gpu else platform.machine()
     columns: dict[str, dict[str, float]] = {}
+    peaks: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         files = file_stages(Path(folder), repeats)
-    for batch in map(int, batches.split(",")):
-        stages, by_anchors, maps = model_stages(seg, photo, batch, repeats)
+    for batch in map(int, (batches or ("1,4,16,64" if gpu else "1")).split(",")):
+        if gpu:
+            torch.cuda.reset_peak_memory_stats(place)
+        try:
+            stages, by_anchors, maps = model_stages(seg, photo, batch, repeats)
+        except torch.OutOfMemoryError:
+            console.print(f"{batch} images at a time do not fit the device's memory", highlight=False)
+            break
         result["merge_by_anchors_s"] = by_anchors
-        ours = {k: v for k, v in stages.items() if k != "unet, nothing captured"}
-        stages = {"decode": files["decode"], **stages, "write": files["write"], "score": files["score"]}
-        columns[str(batch)] = stages | {"model and method": sum(ours.values())}
+        ours = ("autoencoder", "unet, attention captured", "aggregate", "merge", "labels")
+        columns[str(batch)] = {
+            "decode": files["decode"],
+            **stages,
+            "write": files["write"],
+            "score": files["score"],
+        } | {"model and method": sum(stages[name] for name in ours)}
+        if gpu:
+            peaks[str(batch)] = torch.cuda.max_memory_allocated(place) / 2**30
     result["stages_s"] = columns
-    result["peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    best = min(columns, key=lambda name: columns[name]["model and method"])
+    counted, rate = operations(loaded), product_rate(place, loaded.pipeline.unet.dtype)
+    floor = sum(counted.values()) / rate
+    result["limit"] = {"operations": counted, "operations_per_s": rate, "seconds": floor}
+    result["limit"]["share"] = floor / columns[best]["model and method"]
+    with tempfile.TemporaryDirectory() as folder:
+        number, workers = images or (512 if gpu else 8), min(8, os.cpu_count() or 1)
+        result["images_per_s"] = {"batch": int(best), **whole_evaluation(seg, Path(folder), number, int(best), workers)}
+    result["peak_gib"] = _peak_gib()
     result["with_model_gib"] = with_model
-    if place.type == "cuda":
-        result["device_peak_gib"] = torch.cuda.max_memory_allocated(place) / 2**30
+    if gpu:
+        result["device_peak_gib"] = peaks
     if compare:
         result["straightforward"] = ratio(maps, seg.settings(), repeats, place)
     show(console, result)
     out.mkdir(parents=True, exist_ok=True)
-    path = out / f"{result['device'].replace(' ', '-')}-{model.replace('/', '-')}.json"
+    precise = "" if dtype is None else f"-{dtype}"
+    path = out / f"{result['device'].replace(' ', '-')}-{model.replace('/', '-')}{precise}.json"
     write(path, json.dumps(result, indent=1) + "\n")
     console.print(f"-> {path}", highlight=False)
 
 
+def _peak_gib() -> float:
+    """The most memory that this process has held, in GiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
 def show(console: Console, result: dict[str, Any]) -> None:
     """Prints what was measured."""
+
+    def tell(text: str) -> None:
+        console.print(text, highlight=False)
+
     cores, versions = result["hardware"]["cores"], result["versions"]
-    console.print(
-        f"{result['model']} in {result['dtype'].removeprefix('torch.')} on {result['device']}, {cores} cores, "
-        f"torch {versions['torch']}",
-        highlight=False,
-    )
+    precision = result["dtype"].removeprefix("torch.")
+    tell(f"{result['model']} in {precision} on {result['device']}, {cores} cores, torch {versions['torch']}")
     columns = result["stages_s"]
     shown = Table("stage", *(f"batch {b}" for b in columns), title="milliseconds an image")
     for stage in next(iter(columns.values())):
         shown.add_row(stage, *(f"{1000 * stages[stage]:.1f}" for stages in columns.values()))
     console.print(shown)
-    console.print("decode, write and score run beside the model, in other processes and threads")
-    anchors = ", ".join(f"M = {m}: {1000 * s:.0f} ms" for m, s in result["merge_by_anchors_s"].items())
-    console.print(f"merge by anchors: {anchors}", highlight=False)
-    peak, loaded = result["peak_gib"], result["with_model_gib"]
-    console.print(f"peak memory of the process: {peak:.2f} GiB ({loaded:.2f} with the model loaded)", highlight=False)
-    if "device_peak_gib" in result:
-        console.print(f"peak memory of the device: {result['device_peak_gib']:.2f} GiB", highlight=False)
+    tell("decode, write and score run beside the model, in other processes and threads")
+    anchors = ", ".join(f"M = {m}: {1000 * s:.1f} ms" for m, s in result["merge_by_anchors_s"].items())
+    tell(f"merge by anchors: {anchors}")
+    limit, whole = result["limit"], result["images_per_s"]
+    tell(
+        f"limit: {sum(limit['operations'].values()) / 1e12:.3f} TFLOP an image for autoencoder and UNet, at the "
+        f"{limit['operations_per_s'] / 1e12:.2f} TFLOP/s of a large matrix product: {1000 * limit['seconds']:.1f} ms; "
+        f"model and method reach {100 * limit['share']:.0f} % of it"
+    )
+    tell(
+        f"whole evaluation of {whole['images']} images, {whole['batch']} at a time, {whole['workers']} reading "
+        f"processes: {whole['both']:.2f} images/s (predict {whole['predict']:.2f}, score {whole['score']:.1f})"
+    )
+    tell(f"peak memory of the process: {result['peak_gib']:.2f} GiB ({result['with_model_gib']:.2f} with the model)")
+    for batch, peak in result.get("device_peak_gib", {}).items():
+        tell(f"peak memory of the device, batch {batch}: {peak:.2f} GiB")
     if "straightforward" in result:
         found = result["straightforward"]
-        console.print(
+        tell(
             f"aggregate + merge: {found['seconds']:.3f} s; straightforward on the CPU: "
             f"{found['straightforward_s']:.1f} s; ratio {found['ratio']:.0f}; "
-            f"proposals {'equal' if found['equal'] else 'DIFFERENT'}",
-            highlight=False,
+            f"proposals {'equal' if found['equal'] else 'DIFFERENT'}"
         )
 
 

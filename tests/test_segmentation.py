@@ -6,11 +6,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import rel_entr
 
-from diffseg.segmentation import aggregate, anchor_grid, merge, merge_batch, refine, symmetric_kl, to_labels
+from diffseg.segmentation import (
+    _groups,
+    _means,
+    _upsampled,
+    aggregate,
+    anchor_grid,
+    merge,
+    merge_batch,
+    refine,
+    symmetric_kl,
+    to_labels,
+)
 from tests.golden import inputs
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -158,8 +170,6 @@ def test_merge_walks_in_order_and_takes_matched_ones_again():
     near, far = symmetric_kl(chain[:1], chain[1:3])[0]
     assert near < far
     threshold = float((near + far) / 2)
-    from diffseg.segmentation import _groups, _means
-
     close = symmetric_kl(chain[:3], chain[:3]) < threshold
     assert torch.equal(_groups(close), close[[0, 2]])
     torch.testing.assert_close(_means(close[[0, 2]], chain[:3]), torch.stack([step(-0.1), step(0.1)]).double())
@@ -176,6 +186,13 @@ def test_a_batch_is_merged_as_its_images_are():
         assert len({len(p) for p in alone}) > 1 or len(thresholds) == 1
         for found, expected in zip(together, alone, strict=True):
             torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(("size", "to"), [((3, 5), (6, 15)), ((4, 4), (7, 9)), ((1, 1), (4, 4))], ids=str)
+def test_upsampling_is_bilinear_with_half_pixel_centres(size, to):
+    maps = torch.rand(2, *size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = F.interpolate(maps[None], to, mode="bilinear", align_corners=False)[0]
+    torch.testing.assert_close(_upsampled(maps, to), expected)
 
 
 def test_the_slices_do_not_matter(monkeypatch):
