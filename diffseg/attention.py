@@ -210,8 +210,7 @@ class DiffusionModel:
         pipeline = _load(name, source, revision, dtype).to(place)
         if dtype == torch.float16 and pipeline.vae.config.force_upcast:  # its activations overflow half precision
             pipeline.vae.to(torch.float32)
-        for module in (pipeline.vae, pipeline.unet):
-            module.eval().requires_grad_(False)
+        _for_inference(pipeline)
         recommended = Path(source) / "diffseg.json"
         defaults = json.loads(recommended.read_text()) if recommended.is_file() else {}
         return cls(pipeline, name, defaults)
@@ -227,7 +226,8 @@ class DiffusionModel:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             fresh = type(unet).from_config(unet.config)
-        model.pipeline.unet = fresh.to(unet.device, unet.dtype).eval().requires_grad_(False)
+        model.pipeline.unet = fresh.to(unet.device, unet.dtype)
+        _for_inference(model.pipeline)
         return model
 
     @classmethod
@@ -250,8 +250,7 @@ class DiffusionModel:
         with quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             pipeline = _sd14().to(place, dtype)
-        for module in (pipeline.vae, pipeline.unet):
-            module.eval().requires_grad_(False)
+        _for_inference(pipeline)
         return cls(pipeline, f"{name} with random weights")
 
     @property
@@ -307,6 +306,14 @@ class DiffusionModel:
         latents = self.encode(images)
         context, added = self.context(prompts or [""] * len(images), (images.shape[2], images.shape[3]))
         return capture(self.pipeline.unet, latents, timestep, context, added, cross)
+
+
+def _for_inference(pipeline: DiffusionPipeline) -> None:
+    """No dropout, no gradients; on CUDA channels last, the layout that convolutions of halves are fastest in there."""
+    for module in (pipeline.vae, pipeline.unet):
+        module.eval().requires_grad_(False)
+        if module.device.type == "cuda":
+            module.to(memory_format=torch.channels_last)
 
 
 def _sd14() -> DiffusionPipeline:
