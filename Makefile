@@ -62,8 +62,8 @@ lint: setup      ## style and types
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
-bench: setup     ## seconds per stage, peak memory, merging against the straightforward way
-	$(RUN) -m diffseg.eval.bench
+bench: setup     ## seconds per stage, images/s, share of the limit, memory, merging against the straightforward way; ARGS
+	$(RUN) -m diffseg.eval.bench $(ARGS)
 
 mini: setup      ## train the embedded model again from nothing (over an hour on two cores); an interrupted training continues
 	$(RUN) -m diffseg.mini.train
