@@ -195,6 +195,19 @@ def test_upsampling_is_bilinear_with_half_pixel_centres(size, to):
     torch.testing.assert_close(_upsampled(maps, to), expected)
 
 
+@pytest.mark.parametrize(
+    "sizes", [[(8, 8), (4, 4), (2, 2)], [(6, 9), (4, 4), (2, 2)], [(7, 7), (3, 3), (2, 2)]], ids=str
+)
+def test_aggregation_is_the_weighted_sum_of_what_each_resolution_gives(sizes):
+    """Also where sizes do not divide each other, and the sum so far cannot go on to the next."""
+    maps, weights = random_maps(3, sizes, batch=2), [0.5, 0.3, 0.2]
+    alone = (aggregate(maps, [float(i == j) for j in range(3)]) for i in range(3))
+    torch.testing.assert_close(aggregate(maps, weights), sum(w * one for w, one in zip(weights, alone, strict=True)))
+    coarse = aggregate(maps, [0.0, 0.0, 1.0])
+    row = (torch.arange(sizes[0][0]) + 0.5) * 2 / sizes[0][0]
+    torch.testing.assert_close(coarse[:, :, 0], coarse[:, [0, sizes[0][0] - 1], 0][:, row.long()])
+
+
 def test_the_slices_do_not_matter(monkeypatch):
     maps = random_maps(7, [(6, 8), (3, 4)], batch=2)
     whole = aggregate(maps)
