@@ -14,7 +14,7 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 from unittest import mock
@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffseg.attention import DiffusionModel, Maps, add_head_mean, capture, resolve_device
+from diffseg.cli import find_photos, one_sentence
 from diffseg.datasets.base import read_map, read_photo
 from diffseg.datasets.coco_stuff import CLASSES
 from diffseg.datasets.folder import Folder
@@ -41,7 +42,7 @@ from diffseg.eval.predict import predict
 from diffseg.eval.runs import Run, circumstances
 from diffseg.eval.score import score
 from diffseg.eval.segmenters import DiffSeg as Method
-from diffseg.files import write
+from diffseg.files import check_writable, write
 from diffseg.images import label_image
 from diffseg.segmentation import aggregate, anchor_grid, merge, merge_batch, to_labels
 from diffseg.segmenter import DiffSeg, Settings, by_area
@@ -286,11 +287,61 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("results/bench"),
 ) -> None:
     """Prints seconds per stage, images/s, share of the limit, peak memory, and the ratio to the straightforward way."""
-    console, place = Console(), resolve_device(device)
+    with one_sentence("bench"):
+        place = resolve_device(device)
+        sizes = _batch_sizes(batches or ("1,4,16,64" if place.type == "cuda" else "1"))
+        pictures = _pictures(scenes, photos)
+        check_writable(out, "choose another with --out")
+        loaded = _load(model, device, dtype)
+        result = measure(loaded, place, sizes, images, repeats, compare, pictures)
+    show(Console(), result)
+    name = "-".join(
+        [result["device"].replace(" ", "-"), model.strip("/").replace("/", "-"), *([dtype] if dtype else [])]
+    )
+    write(out / f"{name}.json", json.dumps(result, indent=1) + "\n")
+    Console().print(f"-> {out / name}.json", highlight=False)
+
+
+def _batch_sizes(text: str) -> list[int]:
+    sizes = [int(one) if one.strip().isdecimal() else 0 for one in text.split(",")]
+    if min(sizes) < 1:
+        raise ValueError(f"--batches takes whole numbers from 1, separated by commas, got {text!r}")
+    return sizes
+
+
+def _pictures(scenes: int, photos: Path | None) -> dict[str, Tensor]:
+    """Pictures float32 [3, 512, 512] on which labels are compared, by name."""
+    found = {f"scene {i}": image_to_pixels(scene(TEST_SEED, i).image) for i in range(scenes)}
+    if photos:
+        if not photos.is_dir():
+            raise ValueError(f"there is no folder {photos} (--photos)")
+        found |= {path.name: image_to_pixels(read_photo(path)) for path in find_photos([photos])}
+    return found
+
+
+def _load(model: str, device: str, dtype: str | None) -> DiffusionModel:
+    allowed = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, None: None}
+    if dtype not in allowed:
+        raise ValueError(f"--dtype must be float32, float16 or bfloat16, got {dtype!r}")
+    if model == "sd14_random":
+        return DiffusionModel.random("sd14", device=device, dtype=allowed[dtype])
+    return DiffusionModel.from_pretrained(model, device=device, dtype=allowed[dtype])
+
+
+def measure(
+    loaded: DiffusionModel,
+    place: torch.device,
+    sizes: Sequence[int],
+    images: int | None,
+    repeats: int,
+    compare: bool,
+    pictures: Mapping[str, Tensor],
+) -> dict[str, Any]:
+    """All figures of one model on one device, as results/bench keeps them.
+
+    sizes: images per forward pass. The rest as for the command.
+    """
     gpu = place.type == "cuda"
-    precision = getattr(torch, dtype) if dtype else None
-    load = DiffusionModel.random if model == "sd14_random" else DiffusionModel.from_pretrained
-    loaded = load("sd14" if model == "sd14_random" else model, device=device, dtype=precision)
     seg, photo = DiffSeg(loaded), scene(TEST_SEED, 0).image
     with_model = _peak_gib()
     result: dict[str, Any] = {"model": loaded.name, "dtype": str(loaded.pipeline.unet.dtype), **circumstances()}
@@ -299,13 +350,13 @@ def main(
     peaks: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         files = file_stages(Path(folder), repeats)
-    for batch in map(int, (batches or ("1,4,16,64" if gpu else "1")).split(",")):
+    for batch in sizes:
         if gpu:
             torch.cuda.reset_peak_memory_stats(place)
         try:
             stages, by_anchors, maps = model_stages(seg, photo, batch, repeats)
         except torch.OutOfMemoryError:
-            console.print(f"{batch} images at a time do not fit the device's memory", highlight=False)
+            typer.echo(f"{batch} images at a time do not fit the device's memory", err=True)
             break
         result["merge_by_anchors_s"] = by_anchors
         ours = ("autoencoder", "unet, attention captured", "aggregate", "merge", "labels")
@@ -318,6 +369,8 @@ def main(
         if gpu:
             peaks[str(batch)] = torch.cuda.max_memory_allocated(place) / 2**30
     result["stages_s"] = columns
+    if not columns:
+        raise ValueError(f"not even {sizes[0]} images at a time fit the device's memory: try --batches 1")
     best = min(columns, key=lambda name: columns[name]["model and method"])
     counted, rate = operations(loaded), product_rate(place, loaded.pipeline.unet.dtype)
     floor = sum(counted.values()) / rate
@@ -332,16 +385,9 @@ def main(
         result["device_peak_gib"] = peaks
     if compare:
         result["straightforward"] = ratio(maps, seg.settings(), repeats, place)
-    compared = {f"scene {i}": image_to_pixels(scene(TEST_SEED, i).image) for i in range(scenes)}
-    compared |= {p.name: image_to_pixels(read_photo(p)) for p in sorted(photos.glob("*.jpg") if photos else ())}
-    if compared:
-        result["agreement"] = agreement_with_plain(seg, compared)
-    show(console, result)
-    out.mkdir(parents=True, exist_ok=True)
-    precise = "" if dtype is None else f"-{dtype}"
-    path = out / f"{result['device'].replace(' ', '-')}-{model.replace('/', '-')}{precise}.json"
-    write(path, json.dumps(result, indent=1) + "\n")
-    console.print(f"-> {path}", highlight=False)
+    if pictures:
+        result["agreement"] = agreement_with_plain(seg, pictures)
+    return result
 
 
 def _peak_gib() -> float:

@@ -455,6 +455,9 @@ def _one_sentence():
     """Turns the errors that a user can mend into one sentence and exit status 2 (1: metrics have moved)."""
     try:
         yield
+    except KeyboardInterrupt:
+        say("diffseg-eval: stopped; what is done is kept: run the same command again to go on")
+        sys.exit(130)
     except MovedError as error:
         say(f"diffseg-eval: {error}")
         sys.exit(1)
