@@ -20,16 +20,18 @@ DEPTHS = (40, 80, 160)  # channels a head of Stable Diffusion 1.x
 
 
 def spilled(ptx: str, capability: int) -> int:
-    """Bytes of registers that a kernel has no room for."""
-    ptxas = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
+    """Bytes of registers that a kernel has no room for, by the assembler that Triton brings and that knows this PTX."""
+    target = f"-arch=sm_{capability}" + ("a" if capability == 90 else "")
+    folder = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)
         file.flush()
-        target = f"-arch=sm_{capability}" + ("a" if capability == 90 else "")
-        report = subprocess.run(
-            [ptxas, "-v", target, file.name, "-o", "/dev/null"], capture_output=True, text=True, check=True
-        )
-    return sum(map(int, re.findall(r"(\d+) bytes spill stores", report.stderr)))
+        for ptxas in sorted(folder.glob("ptxas*")):
+            command = [ptxas, "-v", target, file.name, "-o", "/dev/null"]
+            report = subprocess.run(command, capture_output=True, text=True, check=False)
+            if report.returncode == 0:
+                return sum(map(int, re.findall(r"(\d+) bytes spill stores", report.stderr)))
+    raise RuntimeError(f"no assembler in {folder} takes this PTX: {report.stderr}")
 
 
 def main() -> None:
