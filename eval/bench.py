@@ -279,11 +279,15 @@ def main(
     batches: Annotated[
         str | None, typer.Option(help="Images per forward pass. (default: 1 on a CPU, else 1,4,16,64)")
     ] = None,
-    images: Annotated[int | None, typer.Option(help="Of a whole evaluation. (default: 8 on a CPU, else 512)")] = None,
+    images: Annotated[
+        int | None, typer.Option(min=1, help="Of a whole evaluation. (default: 8 on a CPU, else 512)")
+    ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Runs of which the median is taken.")] = 5,
     compare: Annotated[bool, typer.Option(help="Also run the straightforward version (about a minute).")] = True,
-    scenes: Annotated[int, typer.Option(help="Compare labels with the straightforward way's on so many scenes.")] = 0,
-    photos: Annotated[Path | None, typer.Option(help="... and on the photos of this folder.")] = None,
+    scenes: Annotated[
+        int, typer.Option(min=0, help="Scenes on which labels are compared with the straightforward way's.")
+    ] = 0,
+    photos: Annotated[Path | None, typer.Option(help="Folder of photos on which they are compared as well.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("results/bench"),
 ) -> None:
     """Prints seconds per stage, images/s, share of the limit, peak memory, and the ratio to the straightforward way."""
@@ -420,7 +424,7 @@ def show(console: Console, result: dict[str, Any]) -> None:
     )
     tell(
         f"whole evaluation of {whole['images']} images, {whole['batch']} at a time, {whole['workers']} reading "
-        f"processes: {whole['both']:.2f} images/s (predict {whole['predict']:.2f}, score {whole['score']:.1f})"
+        f"processes: {whole['both']:.2f} images/s (prediction {whole['predict']:.2f}, scoring {whole['score']:.1f})"
     )
     tell(f"peak memory of the process: {result['peak_gib']:.2f} GiB ({result['with_model_gib']:.2f} with the model)")
     for batch, peak in result.get("device_peak_gib", {}).items():
@@ -435,8 +439,8 @@ def show(console: Console, result: dict[str, Any]) -> None:
     if "agreement" in result:
         shares = np.array(list(result["agreement"].values()))
         tell(
-            f"labels as the straightforward way gives them: {100 * shares.mean():.3f} % of the pixels of {len(shares)} "
-            f"pictures, at least {100 * shares.min():.2f} % of each, all of {int((shares == 1).sum())}"
+            f"labels as the straightforward way gives them on {100 * shares.mean():.3f} % of the pixels; pictures "
+            f"without any difference: {int((shares == 1).sum())} of {len(shares)}; worst: {100 * shares.min():.3f} %"
         )
 
 

@@ -66,6 +66,11 @@ def pair(a: Side, b: Side) -> pd.DataFrame:
     both = a.images.merge(b.images, on="key", suffixes=("_a", "_b"))
     if both.empty:
         raise ValueError(f"{a.run.folder} and {b.run.folder} have no image in common: compare runs of one data set")
+    seeds = [run.identity["dataset"].get("seed") for run in (a.run, b.run)]
+    if seeds[0] != seeds[1]:
+        raise ValueError(
+            f"{a.run.folder} and {b.run.folder} are of scenes of different seeds: other pictures, same names"
+        )
     if (both["pixels_a"] != both["pixels_b"]).any():
         raise ValueError(
             f"{a.run.folder} and {b.run.folder} were scored against different labels or at different sizes"
@@ -161,9 +166,10 @@ def command(make: Callable[[dict[str, Any]], Any]) -> typer.Typer:
         console.print(table(both, found))
         same = agreements(both, first, second)
         if len(same):
+            least = "" if same.iloc[0] == 1 else f"; least in {same.index[0]}: {100 * same.iloc[0]:.2f} %"
             console.print(
-                f"same segments on {100 * same.mean():.2f} % of the pixels; least on {same.index[0]}, "
-                f"{100 * same.iloc[0]:.1f} %; on all of them in {(same == 1).sum()} images",
+                f"pixels in the same segment, numbers matched one to one: {100 * same.mean():.2f} %{least}; "
+                f"images without any difference: {(same == 1).sum()} of {len(same)}",
                 highlight=False,
             )
         changed = both[both["gain"] != 0]

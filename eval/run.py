@@ -81,6 +81,9 @@ def evaluate(config: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
     config = {**config, "segmenters": varied(config["segmenters"], config["vary"])}
     _check_options(config)
     devices = devices_of(config["device"])
+    if len(devices) > 1:
+        for device in devices:
+            resolve_device(device)
     config["device"] = devices[0]
     stages, skip = config["stages"], config["on_error"] == "skip"
     reference = read_reference(config["reference"]) if "check" in stages else None
@@ -267,7 +270,6 @@ def _predict_side_by_side(config: dict[str, Any], names: dict[str, str], devices
     spawn = multiprocessing.get_context("spawn")
     processes = []
     for i, device in enumerate(devices):
-        resolve_device(device)
         part = {"device": device, "shard": [first + step * i, step * len(devices)], "workers": share}
         mine = {**config, **part, "vary": None, "stages": ["predict"]}
         processes.append(spawn.Process(target=_part, args=(mine, names, len(devices)), name=device))

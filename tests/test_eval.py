@@ -714,7 +714,7 @@ def test_two_runs_are_compared_on_their_common_images(tmp_path):
     common = a.loc[b.index]
     plain = b["accuracy"].mean() - common["accuracy"].mean()  # all have as many labelled pixels
     assert f"{100 * plain:+.2f}" in ran.stdout
-    assert "same segments on" in ran.stdout
+    assert "pixels in the same segment" in ran.stdout
     picture = Image.open(Path(second["folder"]) / "compare.png")
     assert picture.width == 4 * 328 + 8
     changed = int((b["accuracy"] != common["accuracy"]).sum())
