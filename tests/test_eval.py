@@ -372,6 +372,21 @@ def test_a_run_killed_at_any_moment_ends_as_if_undisturbed(tmp_path):
     assert interrupted >= 15  # the others had ended just before
 
 
+def test_ctrl_c_says_how_to_go_on(tmp_path):
+    runs = tmp_path / "runs"
+    settings = [*SMALL, "dataset.count=200", "stages=[predict,score]", f"runs={runs}"]
+    program = [sys.executable, "-m", "diffseg.eval.run", *settings]
+    process = subprocess.Popen(program, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    wait_for(lambda: list(runs.rglob("*/labels/[0-9]*.png")), 60)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "what is done is kept: run the same command again to go on" in said
+    assert "Traceback" not in said
+    assert maps_of(runs)
+    assert not list(runs.rglob("*.partial"))
+
+
 def test_a_full_disk_keeps_what_is_finished(tmp_path):
     """A real one: a tmpfs of a few pages. Needs the right to mount."""
     disk = tmp_path / "disk"
@@ -722,6 +737,14 @@ def test_two_runs_are_compared_on_their_common_images(tmp_path):
     other = command("compare", first["folder"], second["folder"], "--a", "nothing", cwd=tmp_path)
     assert other.returncode == 2
     assert "has no segmenter 'nothing', but diffseg" in other.stderr
+
+
+def test_scenes_of_different_seeds_are_not_compared(tmp_path):
+    runs = [evaluated(tmp_path, *SMALL, "dataset.count=2", f"dataset.seed={seed}")["folder"] for seed in (2, 3)]
+    ran = command("compare", *runs, cwd=tmp_path)
+    assert ran.returncode == 2
+    assert "are of scenes of different seeds" in ran.stderr
+    assert not (Path(runs[1]) / "compare.png").exists()
 
 
 # --- segmenters -------------------------------------------------------------------------------------------------------
