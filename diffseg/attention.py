@@ -183,7 +183,7 @@ class DiffusionModel:
         *,
         revision: str | None = None,
         device: str | torch.device = "auto",
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
     ) -> DiffusionModel:
         """Loads a model: safetensors only, never pickle.
 
@@ -191,14 +191,14 @@ class DiffusionModel:
             name: an embedded model ("mini"), a folder in diffusers' layout, or a Hugging Face hub id.
             revision: branch, tag or commit of a hub id.
             device: "auto" (CUDA where there is one, else the CPU), or any torch device.
-            dtype: of the weights; None: float32 on the CPU, float16 elsewhere.
+            dtype: of the weights, as for `resolve_dtype`.
 
         Raises:
-            ValueError: unknown name, a folder that is no diffusers model, pickle-only weights, no such device.
+            ValueError: unknown name, a folder that is no diffusers model, pickle-only weights, no such device or dtype.
             OSError: the hub cannot be reached or does not have the model.
         """
         place = resolve_device(device)
-        dtype = dtype or (torch.float32 if place.type == "cpu" else torch.float16)
+        dtype = resolve_dtype(dtype, place)
         source = str(EMBEDDED.get(name, name))
         if Path(source).is_dir():
             _check_folder(Path(source))
@@ -232,7 +232,12 @@ class DiffusionModel:
 
     @classmethod
     def random(
-        cls, name: str = "sd14", *, seed: int = 0, device: str | torch.device = "auto", dtype: torch.dtype | None = None
+        cls,
+        name: str = "sd14",
+        *,
+        seed: int = 0,
+        device: str | torch.device = "auto",
+        dtype: torch.dtype | str | None = None,
     ) -> DiffusionModel:
         """A published architecture with random weights: it costs what the trained model costs, and needs no download.
 
@@ -241,12 +246,12 @@ class DiffusionModel:
             device, dtype: as for `from_pretrained`. The tokenizer is the embedded model's.
 
         Raises:
-            ValueError: no such architecture, no such device.
+            ValueError: no such architecture, device or dtype.
         """
         if name != "sd14":
             raise ValueError(f"there is no architecture {name!r} to fill with random weights: use sd14")
         place = resolve_device(device)
-        dtype = dtype or (torch.float32 if place.type == "cpu" else torch.float16)
+        dtype = resolve_dtype(dtype, place)
         with quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             pipeline = _sd14().to(place, dtype)
@@ -257,6 +262,11 @@ class DiffusionModel:
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.pipeline.unet.device
+
+    @property
+    def dtype(self) -> str:
+        """The precision of the UNet's weights: "float32", "float16" ..."""
+        return str(self.pipeline.unet.dtype).removeprefix("torch.")
 
     @property
     def multiple(self) -> int:
@@ -373,6 +383,20 @@ def resolve_device(device: str | torch.device) -> torch.device:
     return place
 
 
+def resolve_dtype(dtype: torch.dtype | str | None, place: torch.device) -> torch.dtype:
+    """The precision of a model's weights on `place`; None: float32 on the CPU, float16 elsewhere.
+
+    Raises:
+        ValueError: a name other than float32, float16 and bfloat16.
+    """
+    if dtype is None:
+        return torch.float32 if place.type == "cpu" else torch.float16
+    allowed = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    if isinstance(dtype, str) and dtype not in allowed:
+        raise ValueError(f"dtype must be one of {', '.join(allowed)}, got {dtype!r}")
+    return allowed[dtype] if isinstance(dtype, str) else dtype
+
+
 def _check_folder(folder: Path) -> None:
     for part in ("unet", "vae"):
         if not (folder / "model_index.json").is_file() or not (folder / part / "config.json").is_file():
@@ -440,4 +464,5 @@ __all__ = [
     "attention_maps",
     "capture",
     "resolve_device",
+    "resolve_dtype",
 ]

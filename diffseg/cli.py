@@ -49,6 +49,9 @@ Weights = Annotated[
 Timestep = Annotated[int | None, typer.Option(help="t, 0 to 999. (default: the model's own)")]
 Refine = Annotated[bool, typer.Option("--refine", help="k-means over all attention maps at the end.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
+Dtype = Annotated[
+    str | None, typer.Option(help="float32, float16 or bfloat16. (default: float32 on the CPU, float16 elsewhere)")
+]
 Size = Annotated[int, typer.Option(help="Side in pixels of the square whose area a photo is resized to for the model.")]
 
 
@@ -65,13 +68,14 @@ def segment(
     timestep: Timestep = None,
     refine: Refine = False,
     device: Device = "auto",
+    dtype: Dtype = None,
     size: Size = 512,
 ) -> None:
     """Segments photos. For each: NAME.labels.png, NAME.overlay.png and NAME.json (segments as COCO RLE, settings)."""
     with one_sentence():
         options = {"anchors": anchors, "iterations": iterations, "refine": refine, "size": size}
         jobs = name_outputs(find_photos(photos))
-        seg, settings = _load(out, model, revision, device, threshold, weights, timestep, options)
+        seg, settings = _load(out, model, revision, device, dtype, threshold, weights, timestep, options)
         failed = process_files(lambda photo, path: seg.segment(photo, settings), jobs, out, model)
     if failed:
         raise typer.Exit(1)
@@ -100,6 +104,7 @@ def label(
     timestep: Timestep = None,
     refine: Refine = False,
     device: Device = "auto",
+    dtype: Dtype = None,
     size: Size = 512,
 ) -> None:
     """Segments photos and names the segments by the nouns of a caption.
@@ -116,7 +121,7 @@ def label(
 
         check_voting(voting)
         words = _words(nouns, caption, captioner, device)
-        seg, settings = _load(out, model, revision, device, threshold, weights, timestep, options)
+        seg, settings = _load(out, model, revision, device, dtype, threshold, weights, timestep, options)
         failed = process_files(
             lambda photo, path: label_photo(seg, photo, *words(photo, path), settings, voting), jobs, out, model
         )
@@ -156,6 +161,7 @@ def _load(
     model: str,
     revision: str | None,
     device: str,
+    dtype: str | None,
     threshold: str | None,
     weights: str | None,
     timestep: int | None,
@@ -168,7 +174,7 @@ def _load(
 
     Settings.make(thresholds or 1.0, timestep=300 if timestep is None else timestep, **options)
     check_writable(out, "choose another with --out")
-    seg = DiffSeg.from_pretrained(model, revision=revision, device=device)
+    seg = DiffSeg.from_pretrained(model, revision=revision, device=device, dtype=dtype)
     return seg, seg.settings(thresholds, timestep, **options)
 
 

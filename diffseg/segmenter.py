@@ -83,14 +83,15 @@ class Segmentation:
     """The segments of one photo.
 
     labels: int32 [H, W] at the photo's own size, 0..K-1, compact, larger segments first. proposals: float32 [K, h, w],
-    the distribution behind each label, each sums to 1. image: the photo, uint8 [H, W, 3]. model: what it was made
-    with. settings: the hyper-parameters. timings_s: seconds per stage.
+    the distribution behind each label, each sums to 1. image: the photo, uint8 [H, W, 3]. model, dtype: what it was
+    made with, and in which precision. settings: the hyper-parameters. timings_s: seconds per stage.
     """
 
     labels: np.ndarray
     proposals: np.ndarray
     image: np.ndarray
     model: str
+    dtype: str
     settings: Settings
     timings_s: dict[str, float]
 
@@ -111,6 +112,7 @@ class Segmentation:
             "height": self.labels.shape[0],
             "width": self.labels.shape[1],
             "model": self.model,
+            "dtype": self.dtype,
             "settings": {**asdict(self.settings), "iterations": len(self.settings.threshold)},
             "timings_s": {k: round(v, 4) for k, v in self.timings_s.items()},
             "segments": self.segments(),
@@ -135,7 +137,7 @@ class DiffSeg:
         *,
         revision: str | None = None,
         device: str | torch.device = "auto",
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
     ) -> DiffSeg:
         """Loads a model by name, folder or hub id; see `DiffusionModel.from_pretrained`."""
         return cls(DiffusionModel.from_pretrained(name, revision=revision, device=device, dtype=dtype))
@@ -186,7 +188,7 @@ class DiffSeg:
         height, width = photo.shape[:2]
         pixels = prepare(photo, working_size(height, width, settings.size, self.model.multiple))
         labels, proposals, timings_s = self.segment_pixels(pixels, settings, (height, width))
-        return Segmentation(labels, proposals, photo, self.model.name, settings, timings_s)
+        return Segmentation(labels, proposals, photo, self.model.name, self.model.dtype, settings, timings_s)
 
     @torch.no_grad()
     def segment_pixels(

@@ -94,7 +94,7 @@ def label(
     pixels = prepare(photo, working_size(height, width, settings.size, seg.model.multiple))
     labels, proposals, timings_s, cross = seg.segment_prompted(pixels, settings, (height, width), caption)
     scores = vote(labels, noun_maps(cross, tokens, (height, width)), voting)
-    segmentation = Segmentation(labels, proposals, photo, seg.model.name, settings, timings_s)
+    segmentation = Segmentation(labels, proposals, photo, seg.model.name, seg.model.dtype, settings, timings_s)
     merged = scores.argmax(1).astype(np.int32)[labels]
     return LabelledSegmentation(merged, nouns, scores, segmentation, caption, voting)
 

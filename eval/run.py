@@ -33,7 +33,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
-from diffseg.attention import EMBEDDED, DiffusionModel, resolve_device
+from diffseg.attention import EMBEDDED, DiffusionModel, resolve_device, resolve_dtype
 from diffseg.datasets.base import Dataset
 from diffseg.eval import compare
 from diffseg.eval.check import check, read_reference
@@ -203,26 +203,18 @@ def _open(config: dict[str, Any], names: dict[str, str], dataset: Dataset, predi
     folder = Path(config["run"] or Path(config["runs"]) / f"{prefix}-{digest(identity)[:8]}")
     made_with = None
     if predicting:
-        place, dtype = resolve_device(config["device"]), _dtype(config)
+        place = resolve_device(config["device"])
+        dtype = resolve_dtype(config["dtype"], place)
         made_with = {"device": place.type, "dtype": str(dtype).removeprefix("torch.")}
     create = predicting or bool(config["labels"])
     return open_run(folder, identity, OmegaConf.to_yaml(config), made_with, create, config["score_size"])
-
-
-def _dtype(config: dict[str, Any]) -> torch.dtype:
-    if config["dtype"] is None:
-        return torch.float32 if resolve_device(config["device"]).type == "cpu" else torch.float16
-    allowed = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-    if config["dtype"] not in allowed:
-        raise ValueError(f"dtype must be one of {', '.join(allowed)}, got {config['dtype']!r}")
-    return allowed[config["dtype"]]
 
 
 def _predict(
     config: dict[str, Any], run: Run, dataset: Dataset, segmenters: dict[str, Any], keys: Sequence[str], skip: bool
 ) -> None:
     def load() -> DiffusionModel:
-        return _load_model(json.dumps(config["model"]), config["device"], _dtype(config))
+        return _load_model(json.dumps(config["model"]), config["device"], config["dtype"])
 
     if any(isinstance(s, Oracle) for s in segmenters.values()) and not dataset.labelled:
         raise ValueError("a segmenter that is told the truth needs labels, and this data set has none")
@@ -295,7 +287,7 @@ def _part(config: dict[str, Any], names: dict[str, str], processes: int) -> None
 
 
 @lru_cache(maxsize=1)  # the jobs of a sweep share it
-def _load_model(settings: str, device: str, dtype: torch.dtype) -> DiffusionModel:
+def _load_model(settings: str, device: str, dtype: str | None) -> DiffusionModel:
     return make(json.loads(settings), device=device, dtype=dtype)
 
 

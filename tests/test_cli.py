@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from diffseg.cli import app, name_outputs
 from diffseg.datasets.scenes import scene
+from diffseg.eval.metrics import agreement
 
 SMALL = ["--size", "128", "--anchors", "8", "--device", "cpu"]
 
@@ -88,6 +89,7 @@ def test_settings_reach_the_result(photos, tmp_path):
         (["--weights", "0,0,0,0"], "sum above 0"),
         (["--model", "nothing"], "embedded model (mini)"),
         (["--device", "cuda:7"], "is not there"),
+        (["--dtype", "float8"], "dtype must be one of float32, float16, bfloat16, got 'float8'"),
         (["--timestep", "-1"], "0 to 999"),
     ],
 )
@@ -98,6 +100,15 @@ def test_bad_options_are_one_sentence_and_write_nothing(photos, tmp_path, option
     assert len([line for line in ran.stderr.splitlines() if line.startswith("diffseg: ")]) == 1
     assert "Traceback" not in ran.stderr
     assert not list((tmp_path / "out").glob("*"))
+
+
+def test_half_precision_gives_almost_the_same_segments(photos, tmp_path):
+    maps = []
+    for dtype in ("float32", "bfloat16"):
+        assert run(photos / "scene0.png", "--out", tmp_path / dtype, "--dtype", dtype, *SMALL).exit_code == 0
+        assert json.loads((tmp_path / dtype / "scene0.json").read_text())["dtype"] == dtype
+        maps.append(np.asarray(Image.open(tmp_path / dtype / "scene0.labels.png")))
+    assert agreement(*maps) > 0.9
 
 
 def test_empty_folder(tmp_path):

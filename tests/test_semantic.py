@@ -188,7 +188,8 @@ def three_segments() -> LabelledSegmentation:
     labels = np.repeat([[0, 0, 1, 2]], 4, 0).repeat(8, 0).repeat(8, 1).astype(np.int32)
     scores = np.float32([[0, 2, 1], [1.5, 1, 0], [0, 3, 1]])
     image = np.zeros((*labels.shape, 3), np.uint8)
-    unmerged = Segmentation(labels, np.full((3, 2, 2), 0.25, np.float32), image, "none", Settings((1.0,)), {})
+    proposals = np.full((3, 2, 2), 0.25, np.float32)
+    unmerged = Segmentation(labels, proposals, image, "none", "float32", Settings((1.0,)), {})
     nouns = ("sky", "dog", "grass")
     return LabelledSegmentation(np.int32([1, 0, 1])[labels], nouns, scores, unmerged, caption_of(nouns), "mean")
 
