@@ -207,7 +207,8 @@ class DiffusionModel:
                 f"there is no model or folder {name!r}: give an embedded model ({', '.join(EMBEDDED)}), "
                 f"a Hugging Face hub id such as CompVis/stable-diffusion-v1-4, or a folder in diffusers' layout"
             )
-        pipeline = _load(name, source, revision, dtype).to(place)
+        with quiet():  # diffusers believes that no CPU can do float16
+            pipeline = _load(name, source, revision, dtype).to(place)
         if dtype == torch.float16 and pipeline.vae.config.force_upcast:  # its activations overflow half precision
             pipeline.vae.to(torch.float32)
         _for_inference(pipeline)

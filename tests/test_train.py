@@ -1,8 +1,11 @@
 """Training the embedded model: a few steps of the real thing, interrupted and continued."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+import typer
 from diffusers import StableDiffusionPipeline
 
 from diffseg import DiffSeg
@@ -75,6 +78,19 @@ def test_finished_weights_can_be_trained_further(tmp_path, monkeypatch):
         a, b = (getattr(m.pipeline, part).state_dict() for m in (before, after))
         assert all(torch.equal(a[k], b[k]) for k in a) == same
     assert after.pipeline.tokenizer.get_vocab() == before.pipeline.tokenizer.get_vocab()
+
+
+def test_a_longer_training_changes_nothing_else():
+    assert Recipe().of() == Recipe()
+    assert Recipe().of(20_000, 64) == replace(Recipe(), steps_unet=20_000, batch_unet=64, batch_fine=16)
+
+
+def test_a_wrong_device_is_refused_before_anything_is_made(tmp_path, capfd):
+    with pytest.raises(typer.Exit) as ended:
+        train.main(tmp_path / "out", None, tmp_path / "work", "cuda:99")
+    assert ended.value.exit_code == 2
+    assert "is not there" in capfd.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_untrained_autoencoder_already_carries_colour():

@@ -21,7 +21,7 @@ import math
 import os
 import warnings
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -34,8 +34,10 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from diffseg.attention import DiffusionModel
+from diffseg.attention import DiffusionModel, resolve_device
+from diffseg.cli import one_sentence
 from diffseg.datasets.scenes import TRAIN_SEED, scene
+from diffseg.files import check_writable
 from diffseg.mini.evaluate import tune
 
 CHECKPOINT_EVERY = 250  # steps
@@ -58,6 +60,11 @@ class Recipe:
     ema: float = 0.998
     caption_dropout: float = 0.3
     query_key_gain: float = 1.5
+
+    def of(self, steps: int | None = None, batch: int | None = None) -> Recipe:
+        """This recipe with other numbers of UNet steps and of images a step; None: as they are."""
+        sizes = {"batch_unet": batch, "batch_fine": batch // 4} if batch else {}
+        return replace(self, steps_unet=steps or self.steps_unet, **sizes)
 
 
 # Further training of finished weights (`--start`): more scenes, every other step on whole ones at 512 px.
@@ -464,19 +471,28 @@ def main(
     work: Annotated[
         Path, typer.Option(help="Folder for caches and checkpoints; an interrupted training continues from it.")
     ] = Path("results/mini"),
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cuda"
-    if torch.cuda.is_available()
-    else "cpu",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+    steps: Annotated[
+        int | None, typer.Option(help="Steps of the UNet, for those with a GPU. (default: the recipe's)", min=1)
+    ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(help="Latents of 32 x 32 a step, a quarter as many of 64 x 64. (default: the recipe's)", min=4),
+    ] = None,
 ) -> None:
     """Trains the embedded model (about an hour and a half on two CPU cores)."""
     warnings.filterwarnings("ignore", category=FutureWarning)
-    recipe, place = (FURTHER if start else Recipe()), torch.device(device)
-    work.mkdir(parents=True, exist_ok=True)
+    recipe = (FURTHER if start else Recipe()).of(steps, batch)
+    with one_sentence("diffseg.mini.train"):
+        place = resolve_device(device)
+        given = DiffusionModel.from_pretrained(str(start), device=place, dtype=torch.float32) if start else None
+        check_writable(out, "choose another with --out")
+        check_writable(work, "choose another with --work")
     small, small_captions = pictures(work, recipe.scenes_256, 256, 0)
     large, large_captions = pictures(work, recipe.scenes_512, 512, recipe.scenes_256)
     torch.manual_seed(recipe.seed)
-    if start:
-        model = DiffusionModel.from_pretrained(str(start), device=place, dtype=torch.float32).pipeline
+    if given:
+        model = given.pipeline
         autoencoder, tokenizer = model.vae, model.tokenizer
         unet, text = model.unet.requires_grad_(True).train(), model.text_encoder.requires_grad_(True).train()
     else:
@@ -491,7 +507,7 @@ def main(
     )
     unet, text = train_unet(work, recipe, data, tokenizer, unet, text)
     export(out, autoencoder, unet, text, tokenizer)
-    recommend(out, device)
+    recommend(out, str(place))
 
 
 if __name__ == "__main__":
