@@ -37,11 +37,12 @@ Out = Annotated[Path, typer.Option(help="Folder for the results.")]
 Model = Annotated[str, typer.Option(help="Embedded model, Hugging Face hub id, or folder in diffusers' layout.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
 Threshold = Annotated[
-    str | None, typer.Option(help="tau in nats; one, or one per iteration: 0.5,0.9,1.1. (default: the model's own)")
+    str | None,
+    typer.Option(help="tau in nats; one for all iterations, or one for each: 0.5,0.9,1.1. (default: the model's own)"),
 ]
 Anchors = Annotated[int, typer.Option(help="M of the M x M grid of anchors.")]
 Iterations = Annotated[
-    int | None, typer.Option(help="N, iterations of merging. (default: as many as thresholds, else 3)")
+    int | None, typer.Option(help="N, iterations of merging. (default: 3, or as many as several thresholds)")
 ]
 Weights = Annotated[
     str | None, typer.Option(help="R, finest resolution first: 64,32,16,8. (default: proportional to the resolution)")
@@ -168,11 +169,12 @@ def _load(
     options: dict[str, Any],
 ) -> tuple[DiffSeg, Settings]:
     """The model and its settings; what is wrong with the options is found before any work."""
-    thresholds = None if threshold is None else _numbers("--threshold", threshold)
+    given = None if threshold is None else _numbers("--threshold", threshold)
+    thresholds = given[0] if given is not None and len(given) == 1 else given  # one is for all iterations
     options = {**options, "weights": None if weights is None else _numbers("--weights", weights)}
     from diffseg.segmenter import DiffSeg, Settings
 
-    Settings.make(thresholds or 1.0, timestep=300 if timestep is None else timestep, **options)
+    Settings.make(1.0 if thresholds is None else thresholds, timestep=300 if timestep is None else timestep, **options)
     check_writable(out, "choose another with --out")
     seg = DiffSeg.from_pretrained(model, revision=revision, device=device, dtype=dtype)
     return seg, seg.settings(thresholds, timestep, **options)

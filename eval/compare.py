@@ -69,7 +69,8 @@ def pair(a: Side, b: Side) -> pd.DataFrame:
     seeds = [run.identity["dataset"].get("seed") for run in (a.run, b.run)]
     if seeds[0] != seeds[1]:
         raise ValueError(
-            f"{a.run.folder} and {b.run.folder} are of scenes of different seeds: other pictures, same names"
+            f"{a.run.folder} and {b.run.folder} cannot be compared: "
+            "scenes of different seeds are other pictures of the same names"
         )
     if (both["pixels_a"] != both["pixels_b"]).any():
         raise ValueError(

@@ -12,6 +12,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from typer.testing import CliRunner
 
+from diffseg import DiffSeg
 from diffseg.cli import app, name_outputs
 from diffseg.datasets.scenes import scene
 from diffseg.eval.metrics import agreement
@@ -100,6 +101,14 @@ def test_bad_options_are_one_sentence_and_write_nothing(photos, tmp_path, option
     assert len([line for line in ran.stderr.splitlines() if line.startswith("diffseg: ")]) == 1
     assert "Traceback" not in ran.stderr
     assert not list((tmp_path / "out").glob("*"))
+
+
+def test_one_threshold_is_for_all_three_iterations(photos, tmp_path):
+    assert run(photos / "scene0.png", "--out", tmp_path, "--threshold", "0.4", *SMALL).exit_code == 0
+    seg = DiffSeg.from_pretrained("mini", device="cpu")
+    out = seg(photos / "scene0.png", threshold=0.4, anchors=8, size=128)
+    assert json.loads((tmp_path / "scene0.json").read_text())["settings"]["threshold"] == [0.4, 0.4, 0.4]
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "scene0.labels.png")), out.labels)
 
 
 def test_half_precision_gives_almost_the_same_segments(photos, tmp_path):

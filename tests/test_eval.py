@@ -743,7 +743,7 @@ def test_scenes_of_different_seeds_are_not_compared(tmp_path):
     runs = [evaluated(tmp_path, *SMALL, "dataset.count=2", f"dataset.seed={seed}")["folder"] for seed in (2, 3)]
     ran = command("compare", *runs, cwd=tmp_path)
     assert ran.returncode == 2
-    assert "are of scenes of different seeds" in ran.stderr
+    assert "cannot be compared: scenes of different seeds" in ran.stderr
     assert not (Path(runs[1]) / "compare.png").exists()
 
 
