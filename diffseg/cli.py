@@ -172,8 +172,10 @@ def _load(
     given = None if threshold is None else _numbers("--threshold", threshold)
     thresholds = given[0] if given is not None and len(given) == 1 else given  # one is for all iterations
     options = {**options, "weights": None if weights is None else _numbers("--weights", weights)}
+    from diffseg.attention import resolve_device, resolve_dtype
     from diffseg.segmenter import DiffSeg, Settings
 
+    resolve_dtype(dtype, resolve_device(device))
     Settings.make(1.0 if thresholds is None else thresholds, timestep=300 if timestep is None else timestep, **options)
     check_writable(out, "choose another with --out")
     seg = DiffSeg.from_pretrained(model, revision=revision, device=device, dtype=dtype)

@@ -375,7 +375,8 @@ def result_table(summary: dict[str, Any]) -> Table:
     note = f", {summary['dataset']['note']}" if summary["dataset"]["note"] else ""
     shown = Table(title=f"{summary['dataset']['name']}, {summary['images']} images{note}")
     for name in ("segmenter", "accuracy %", "mIoU %", "mIoU over ties", "segments"):
-        shown.add_column(name, justify="left" if name == "segmenter" else "right")
+        first = name == "segmenter"
+        shown.add_column(name, justify="left" if first else "right", overflow="fold" if first else "ellipsis")
     for name, found in summary["segmenters"].items():
         cells = []
         for metric in ("accuracy", "miou"):
@@ -491,13 +492,22 @@ def check_overrides(overrides: Sequence[str]) -> None:
     """Refuses misspelt overrides before Hydra does, with the nearest name that exists.
 
     Raises:
-        ValueError: a group, an option of a group or a key that does not exist.
+        ValueError: not an override; a group, an option of a group or a key that does not exist.
     """
     from hydra import compose, initialize_config_module
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
 
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    parsed = []
+    for text in overrides:
+        try:
+            parsed.append(OverridesParser.create().parse_override(text))
+        except HydraException:
+            raise ValueError(
+                f"{text}: cannot be read as key=value; lists are [1,2], mappings {{key:[1,2]}}, with every bracket "
+                f"closed and the whole in single quotes for the shell"
+            ) from None
     chosen: list[str] = []  # groups: what keys there are depends on them
     with initialize_config_module("diffseg.conf", version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
@@ -534,6 +544,10 @@ def _flat(config: Any, prefix: str = "") -> list[str]:
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
+    """The known name that was probably meant: one that ends with it (threshold), or is spelt almost the same."""
+    inner = [key for key in known if key.endswith(f".{name}")]
+    if inner:
+        return f"; did you mean {inner[0]}?"
     close = difflib.get_close_matches(name, known, 1, 0.6)
     return f"; did you mean {close[0]}?" if close else ""
 

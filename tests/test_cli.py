@@ -103,6 +103,12 @@ def test_bad_options_are_one_sentence_and_write_nothing(photos, tmp_path, option
     assert not list((tmp_path / "out").glob("*"))
 
 
+@pytest.mark.parametrize("options", [["--device", "cuda:7"], ["--dtype", "float8"], ["--threshold", "0"]], ids=str)
+def test_refused_options_leave_no_output_folder(photos, tmp_path, options):
+    assert run(photos / "scene0.png", "--out", tmp_path / "out", *options).exit_code == 2
+    assert not (tmp_path / "out").exists()
+
+
 def test_one_threshold_is_for_all_three_iterations(photos, tmp_path):
     assert run(photos / "scene0.png", "--out", tmp_path, "--threshold", "0.4", *SMALL).exit_code == 0
     seg = DiffSeg.from_pretrained("mini", device="cpu")

@@ -19,6 +19,7 @@ import yaml
 from hydra import compose, initialize_config_module
 from hydra.utils import get_class, instantiate
 from PIL import Image
+from rich.console import Console
 
 import diffseg.conf
 from diffseg.attention import AttentionMaps, DiffusionModel
@@ -107,12 +108,20 @@ def test_the_models_own_defaults_come_before_the_papers():
         ("experiment=ccoo", "did you mean coco?"),
         ("bach_size=1", "did you mean batch_size?"),
         ("datset=scenes", "did you mean dataset?"),
+        ("threshold=0.5", "there is no setting threshold; did you mean segmenters.diffseg.threshold?"),
     ],
 )
 def test_a_misspelt_override_is_refused_with_the_nearest_name(override, words):
     with pytest.raises(ValueError, match="did you mean") as refused:
         run.check_overrides([override])
     assert words in str(refused.value)
+
+
+@pytest.mark.parametrize("override", ["vary={threshold:[0.7,0.9]", "dataset.count", "vary={threshold=[0.7]}"])
+def test_what_is_no_override_is_one_sentence_not_a_grammar(override):
+    with pytest.raises(ValueError, match="cannot be read as key=value") as refused:
+        run.check_overrides(["dataset.count=2", override])
+    assert str(refused.value).startswith(f"{override}: ") and "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -793,3 +802,14 @@ def test_a_batch_is_segmented_as_its_images_are(segmenter):
 
 def test_the_whole_image_is_one_segment():
     assert not Whole().segment(quarters()[0]).any()
+
+
+def test_long_names_of_settings_are_not_cut_in_the_table(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    name = "threshold=0.7,anchors=16,iterations=3,weights=64-32-16-8,refine=True,a_last_setting=12345"
+    found = {"accuracy": 0.5, "miou": 0.4, "ties": [0.4, 0.4], "segments": 3.0}
+    found["interval"] = {"accuracy": [0.4, 0.6], "miou": [0.3, 0.5]}
+    summary = {"dataset": {"name": "scenes", "note": ""}, "images": 2, "segmenters": {name: found}}
+    Console().print(run.result_table(summary))
+    shown = [line.split("│")[1].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    assert "".join(shown) == name
