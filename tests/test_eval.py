@@ -121,7 +121,8 @@ def test_a_misspelt_override_is_refused_with_the_nearest_name(override, words):
 def test_what_is_no_override_is_one_sentence_not_a_grammar(override):
     with pytest.raises(ValueError, match="cannot be read as key=value") as refused:
         run.check_overrides(["dataset.count=2", override])
-    assert str(refused.value).startswith(f"{override}: ") and "\n" not in str(refused.value)
+    assert str(refused.value).startswith(f"{override}: ")
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(

@@ -67,17 +67,80 @@ def test_an_interrupted_training_ends_with_the_same_weights(tmp_path, monkeypatc
     assert np.isfinite(picture).all()
 
 
-def test_finished_weights_can_be_trained_further(tmp_path, monkeypatch):
-    """From a model's folder to another, through the command: tokenizer and autoencoder stay, the UNet moves."""
-    tiny = Recipe(scenes_256=2, scenes_512=2, steps_unet=2, batch_unet=2, batch_fine=1, fine_every=2)
-    monkeypatch.setattr(train, "FURTHER", tiny)
+def test_the_agreement_of_a_finished_model(tmp_path, monkeypatch):
+    """From a model's folder to another, through the command, interrupted and continued: tokenizer and autoencoder
+    stay, the UNet moves, and nothing of the training stays on it."""
+    tiny = replace(train.AGREEMENT, scenes_256=2, scenes_512=2, steps_unet=3, batch_unet=2, batch_fine=1)
+    monkeypatch.setattr(train, "AGREEMENT", tiny)
+    monkeypatch.setattr(train, "CHECKPOINT_EVERY", 2)
     monkeypatch.setattr(train, "recommend", lambda folder, device: None)
+    targets, passes = train.Agreement.targets, []
+
+    def interrupt(*args):
+        passes.append(None)
+        if len(passes) == 3:
+            raise KeyboardInterrupt
+        return targets(*args)
+
+    monkeypatch.setattr(train.Agreement, "targets", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train.main(tmp_path / "out", EMBEDDED["mini"], tmp_path / "work", "cpu")
+    monkeypatch.setattr(train.Agreement, "targets", targets)
     train.main(tmp_path / "out", EMBEDDED["mini"], tmp_path / "work", "cpu")
-    before, after = (DiffusionModel.from_pretrained(str(f), device="cpu") for f in (EMBEDDED["mini"], tmp_path / "out"))
+    (tmp_path / "work" / "agreement.pt").unlink()
+    train.main(tmp_path / "whole", EMBEDDED["mini"], tmp_path / "work", "cpu")
+    folders = (EMBEDDED["mini"], tmp_path / "out", tmp_path / "whole")
+    before, after, whole = (DiffusionModel.from_pretrained(str(f), device="cpu") for f in folders)
     for part, same in (("vae", True), ("unet", False)):
-        a, b = (getattr(m.pipeline, part).state_dict() for m in (before, after))
+        a, b, c = (getattr(m.pipeline, part).state_dict() for m in (before, after, whole))
         assert all(torch.equal(a[k], b[k]) for k in a) == same
+        assert all(torch.equal(b[k], c[k]) for k in b)
     assert after.pipeline.tokenizer.get_vocab() == before.pipeline.tokenizer.get_vocab()
+    curve = (tmp_path / "work" / "agreement-curve.csv").read_text()
+    assert curve.startswith("step,loss_32,loss_64,agreement")
+
+
+def test_what_the_layers_are_to_agree_on():
+    """The frozen layer's sharpened attention to the eighth power; a layer that attends so has no loss."""
+    unet = DiffusionModel.from_pretrained("mini", device="cpu").pipeline.unet
+    agreement = train.Agreement(unet, torch.zeros(1, 77, 64))
+    clean = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    positions = torch.tensor([[0, 17, 255], [3, 100, 30]])
+    targets = agreement.targets(clean, positions)
+    assert targets.shape == (2, 3, 16, 16)
+    torch.testing.assert_close(targets.flatten(2).sum(-1), torch.ones(2, 3))
+    layer, hidden = agreement.taught[agreement.TEACHER]
+    q, k = layer.to_q(hidden[1].double().float()).double(), layer.to_k(hidden[1].double().float()).double()
+    attention = (2 * layer.scale * q @ k.T).softmax(-1).detach()
+    expected = torch.linalg.matrix_power(attention, 8)[positions[1]].float().view(3, 16, 16)
+    torch.testing.assert_close(targets[1], expected, rtol=0.05, atol=1e-4)  # eight products in bfloat16
+
+    with torch.no_grad():
+        unet(clean, torch.full((2,), 100), torch.zeros(2, 77, 64))
+    layer, hidden = agreement.layers[agreement.TEACHER]
+    agreement.layers = {"one": (layer, hidden)}
+    own = train._attend(layer, hidden, positions).view(2, 3, 16, 16)
+    assert agreement.loss(own, positions).item() == pytest.approx(0, abs=1e-6)
+    assert agreement.loss(targets, positions).item() > 0.01
+    agreement.close()
+    assert not any(module._forward_pre_hooks for module in unet.modules())
+
+
+def test_a_coarse_layer_is_to_attend_to_cells():
+    """A layer with half the side has the sums of 2 x 2 targets as its own, for the cell that a position lies in."""
+    unet = DiffusionModel.from_pretrained("mini", device="cpu").pipeline.unet
+    agreement = train.Agreement(unet, torch.zeros(1, 77, 64))
+    with torch.no_grad():
+        unet(torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1)), 100, torch.zeros(1, 77, 64))
+    layer, hidden = agreement.layers["down_blocks.1.attentions.0.transformer_blocks.0.attn1"]
+    agreement.layers = {"one": (layer, hidden)}
+    attention = train._attend(layer, hidden, torch.arange(64)[None])[0]  # [8 * 8, 8 * 8]
+    row, column = 5, 10  # in the cell (2, 5)
+    spread = attention[2 * 8 + 5].view(8, 8).repeat_interleave(2, 0).repeat_interleave(2, 1) / 4
+    position = torch.tensor([[row * 16 + column]])
+    assert agreement.loss(spread[None, None], position).item() == pytest.approx(0, abs=1e-6)
+    assert agreement.loss(spread[None, None], torch.tensor([[0]])).item() > 1e-4
+    agreement.close()
 
 
 def test_a_longer_training_changes_nothing_else():

@@ -1,12 +1,14 @@
 """Trains the embedded model from nothing but generated scenes: `make mini`, or `python -m diffseg.mini.train`.
 
-Four stages, each resumable from its checkpoint and deterministic by seed on one device:
+Five stages, each resumable from its checkpoint and deterministic by seed on one device:
 
 1. scenes: photo-like pictures with captions are generated and cached. Labels are never used in training.
 2. autoencoder: 8x down, 4 channels, on crops; L1 on pixels and, so that colour survives, on 8 x 8 means.
 3. unet: v-prediction on the latents, jointly with the text encoder. Most steps see whole scenes at 256 px and crops
    of scenes at 512 px (both 32 x 32 latents), every fifth whole scenes at 512 px (64 x 64 latents).
-4. tune: the default time step and threshold, on scenes that nothing else uses, with their labels; then the folder
+4. agreement: denoising goes on, while all self-attention layers learn to attend as the diffused attention of one of
+   them does (`Agreement`): one layer groups by itself, the others are made to follow.
+5. tune: the default time step and threshold, on scenes that nothing else uses, with their labels; then the folder
    is written.
 
 The self-attention starts as non-local means: `to_k` is a copy of `to_q`, so similar features attend to each other
@@ -60,6 +62,9 @@ class Recipe:
     ema: float = 0.998
     caption_dropout: float = 0.3
     query_key_gain: float = 1.5
+    noise_power: float = 1.0  # t = 1000 u^noise_power with u uniform in [0, 1)
+    clean: float = 0.0  # share of the latents that get no noise, as when segmenting; they only serve agreement
+    agreement: float = 0.0  # weight of Agreement's loss
 
     def of(self, steps: int | None = None, batch: int | None = None) -> Recipe:
         """This recipe with other numbers of UNet steps and of images a step; None: as they are."""
@@ -67,8 +72,21 @@ class Recipe:
         return replace(self, steps_unet=steps or self.steps_unet, **sizes)
 
 
-# Further training of finished weights (`--start`): more scenes, every other step on whole ones at 512 px.
-FURTHER = Recipe(seed=1, scenes_256=8000, scenes_512=3000, steps_unet=1800, fine_every=2, learning_rate=7e-4)
+# The stage of agreement; with `--start`, the only one.
+AGREEMENT = Recipe(
+    seed=1,
+    scenes_256=8000,
+    scenes_512=3000,
+    steps_unet=800,
+    batch_unet=8,
+    fine_every=2,
+    batch_fine=2,
+    learning_rate=6e-4,
+    ema=0.99,
+    noise_power=1.5,
+    clean=0.3,
+    agreement=0.5,
+)
 
 
 # --- stage 1: pictures ------------------------------------------------------------------------------------------------
@@ -350,6 +368,80 @@ class Latents:
     large_ids: np.ndarray
 
 
+def _self_attention(unet: UNet2DConditionModel) -> tuple[dict[str, tuple], list]:
+    """The self-attention layers of unet by name, each with its input [B, n * n, C] of the latest forward pass, and
+    the hooks that put it there."""
+    seen: dict[str, tuple] = {}
+
+    def watch(name: str):
+        return lambda layer, args: seen.__setitem__(name, (layer, args[0]))
+
+    layers = [(name, module) for name, module in unet.named_modules() if name.endswith("attn1")]
+    return seen, [module.register_forward_pre_hook(watch(name)) for name, module in layers]
+
+
+def _attend(layer, hidden: torch.Tensor, positions: torch.Tensor, sharpness: float = 1.0) -> torch.Tensor:
+    """Attention [B, Q, n * n] of some positions [B, Q], mean over the heads; float32."""
+    heads = (len(hidden), hidden.shape[1], layer.heads, -1)
+    q = layer.to_q(hidden).view(heads).transpose(1, 2).float()
+    k = layer.to_k(hidden).view(heads).transpose(1, 2).float()
+    q = q.gather(2, positions[:, None, :, None].expand(-1, q.shape[1], -1, q.shape[3]))
+    return (q @ k.transpose(-1, -2) * (layer.scale * sharpness)).softmax(-1).mean(1)
+
+
+class Agreement:
+    """What the self-attention layers of a UNet are to agree on: the diffused attention of one of them.
+
+    The attention A of the layer `TEACHER`, frozen as it is at the start, sharpened and applied POWER times, is a random
+    walk that spreads within a region and seldom leaves it. Each layer is trained to attend where that walk arrives,
+    summed over the cells of its own resolution. No label is involved: the grouping is the one that denoising gave to
+    the frozen layer.
+    """
+
+    TEACHER = "up_blocks.3.attentions.1.transformer_blocks.0.attn1"
+    SHARPNESS, POWER, POSITIONS = 2.0, 8, 192  # of the logits; steps of the walk; positions a latent and training step
+
+    def __init__(self, unet: UNet2DConditionModel, context: torch.Tensor):
+        """unet: the one to train; context [1, 77, C] of the empty prompt, which segmenting uses as well."""
+        self.frozen, self.context = copy.deepcopy(unet).eval().requires_grad_(False), context
+        self.taught, _ = _self_attention(self.frozen)
+        self.layers, self.hooks = _self_attention(unet)
+
+    @torch.no_grad()
+    def targets(self, clean: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Where the walks from positions [B, Q] (row * n + column) of latents [B, 4, n, n] arrive: [B, Q, n, n]."""
+        with _autocast(clean.device):
+            self.frozen(
+                clean, torch.full((len(clean),), 100, device=clean.device), self.context.expand(len(clean), -1, -1)
+            )
+        layer, hidden = self.taught[self.TEACHER]
+        n, everywhere, walks = clean.shape[-1], torch.arange(hidden.shape[1], device=clean.device)[None], []
+        for one, starts in zip(hidden.float(), positions, strict=True):  # one by one: A is [n * n, n * n]
+            attention = _attend(layer, one[None], everywhere, self.SHARPNESS)[0].bfloat16()
+            walk = attention[starts]
+            for _ in range(self.POWER - 1):
+                walk = walk @ attention
+            walks.append(walk.float() / walk.float().sum(-1, keepdim=True))
+        return torch.stack(walks).view(*positions.shape, n, n)
+
+    def loss(self, targets: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """KL(target || attention), mean over layers and positions, after a forward pass of the UNet on the latents."""
+        n, found = targets.shape[-1], []
+        for layer, hidden in self.layers.values():
+            side = math.isqrt(hidden.shape[1])
+            cell = n // side
+            here = positions // n // cell * side + positions % n // cell
+            wanted = (F.avg_pool2d(targets, cell) * cell**2).flatten(2)
+            attention = _attend(layer, hidden.float(), here)
+            found.append(F.kl_div(attention.clamp_min(1e-12).log(), wanted, reduction="none").sum(-1).mean())
+        return torch.stack(found).mean()
+
+    def close(self) -> None:
+        """Takes the hooks off the UNet."""
+        for hook in self.hooks:
+            hook.remove()
+
+
 def _batch(data: Latents, recipe: Recipe, step: int, empty: np.ndarray):
     """Latents [B, 4, n, n] and token ids [B, 77] of one step. Crops get no caption: they may lack what it names."""
     rng = _generator(recipe.seed, 2, step)
@@ -374,11 +466,18 @@ def _batch(data: Latents, recipe: Recipe, step: int, empty: np.ndarray):
 def train_unet(
     work: Path, recipe: Recipe, data: Latents, tokenizer: CLIPTokenizer, unet: UNet2DConditionModel, text: CLIPTextModel
 ) -> tuple[UNet2DConditionModel, CLIPTextModel]:
-    """Trains unet and text encoder; returns their exponential moving averages. Writes unet-curve.csv."""
-    device = unet.device
+    """Trains unet and text encoder by denoising, and for agreement where the recipe says so; returns their exponential
+    moving averages. Checkpoints and losses are unet.pt and unet-curve.csv, or agreement.pt and agreement-curve.csv."""
+    device, stage = unet.device, "agreement" if recipe.agreement else "unet"
+    empty = token_ids(tokenizer, [""])[0]
+    with torch.no_grad():
+        context = text(torch.from_numpy(empty)[None].to(device))[0]
+    agreement = Agreement(unet, context) if recipe.agreement else None
+    unet.requires_grad_(True).train()
+    text.requires_grad_(True).train()
     parameters = [*unet.parameters(), *text.parameters()]
     optimiser = torch.optim.AdamW(parameters, recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
-    ema, checkpoint, first = Ema([unet, text], recipe.ema), work / "unet.pt", 0
+    ema, checkpoint, first = Ema([unet, text], recipe.ema), work / f"{stage}.pt", 0
     curve: list[list[float]] = []
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=device, weights_only=True)
@@ -387,34 +486,43 @@ def train_unet(
         optimiser.load_state_dict(state["optimiser"])
         ema.shadow, first, curve = state["ema"], state["step"], state["curve"]
     signal = schedule().alphas_cumprod.to(device)
-    empty = token_ids(tokenizer, [""])[0]
     steps = recipe.steps_unet
-    losses: dict[int, list[float]] = {32: [], 64: []}
-    for step in (bar := tqdm(range(first, steps), "unet", steps, initial=first, mininterval=5)):
+    losses: dict[str, list[float]] = {"loss_32": [], "loss_64": []} | ({"agreement": []} if agreement else {})
+    for step in (bar := tqdm(range(first, steps), stage, steps, initial=first, mininterval=5)):
         rng, x, ids = _batch(data, recipe, step, empty)
         x, ids = x.to(device), ids.to(device)
         noise = torch.from_numpy(rng.standard_normal(x.shape, dtype=np.float32)).to(device)
-        t = torch.from_numpy(rng.integers(0, 1000, len(x))).to(device)
+        t = torch.from_numpy((1000 * rng.random(len(x)) ** recipe.noise_power).astype(np.int64)).to(device)
         a = signal[t].view(-1, 1, 1, 1)
         noisy, velocity = a.sqrt() * x + (1 - a).sqrt() * noise, a.sqrt() * noise - (1 - a).sqrt() * x
+        clean = torch.from_numpy(rng.random(len(x)) < recipe.clean).to(device)
+        noisy, t = torch.where(clean.view(-1, 1, 1, 1), x, noisy), torch.where(clean, 100, t)
         for group in optimiser.param_groups:
             group["lr"] = recipe.learning_rate * _cosine(step, steps)
         with _autocast(device):
             predicted = unet(noisy, t, text(ids)[0]).sample
-        loss = F.mse_loss(predicted.float(), velocity)
+        errors = (predicted.float() - velocity).square().flatten(1).mean(1) * ~clean
+        loss = denoising = errors.sum() / (~clean).sum().clamp_min(1)
+        if agreement:
+            cells = x.shape[-1] ** 2
+            drawn = [rng.choice(cells, min(cells, agreement.POSITIONS), replace=False) for _ in x]
+            positions = torch.from_numpy(np.stack(drawn)).to(device)
+            apart = agreement.loss(agreement.targets(x, positions), positions)
+            loss = denoising + recipe.agreement * apart
+            losses["agreement"].append(apart.item())
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
         ema.update(step)
-        losses[x.shape[-1]].append(loss.item())
+        losses[f"loss_{x.shape[-1]}"].append(denoising.item())
         if (step + 1) % 50 == 0:
-            means = [round(float(np.mean(values[-50:])), 5) for values in losses.values()]
-            bar.set_postfix(loss_32=means[0], loss_64=means[1])
-            curve.append([step + 1, *means])
+            means = {name: round(float(np.mean(values[-50:])), 5) for name, values in losses.items()}
+            bar.set_postfix(means)
+            curve.append([step + 1, *means.values()])
         if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == steps:
-            rows = ["step,loss_32,loss_64", *(",".join(map(str, row)) for row in curve)]
-            _write(work / "unet-curve.csv", "\n".join(rows) + "\n")
+            rows = [",".join(["step", *losses]), *(",".join(map(str, row)) for row in curve)]
+            _write(work / f"{stage}-curve.csv", "\n".join(rows) + "\n")
             _save(
                 checkpoint,
                 unet=unet.state_dict(),
@@ -424,6 +532,8 @@ def train_unet(
                 step=step + 1,
                 curve=curve,
             )
+    if agreement:
+        agreement.close()
     ema.copy_to([unet, text])
     return unet.eval(), text.eval()
 
@@ -456,7 +566,7 @@ def export(
 
 
 def recommend(folder: Path, device: str) -> None:
-    """Stage 4: writes the time step and threshold with the best mIoU on the tuning scenes to folder/diffseg.json."""
+    """Stage 5: writes the time step and threshold with the best mIoU on the tuning scenes to folder/diffseg.json."""
     model = DiffusionModel.from_pretrained(str(folder), device=device)
     rough = tune(model, (100, 300, 500), [0.2 * 1.25**i for i in range(8)], 40)[0]
     best = tune(model, [rough["timestep"]], [round(rough["threshold"] * 1.1**i, 2) for i in range(-2, 3)], 90)[0]
@@ -466,7 +576,8 @@ def recommend(folder: Path, device: str) -> None:
 def main(
     out: Annotated[Path, typer.Option(help="Folder the model is written to.")] = Path(__file__).parent / "weights",
     start: Annotated[
-        Path | None, typer.Option(help="Train UNet and text encoder of this model further, instead of anew.")
+        Path | None,
+        typer.Option(help="Begin with the UNet and text encoder of this model: only the stage of agreement."),
     ] = None,
     work: Annotated[
         Path, typer.Option(help="Folder for caches and checkpoints; an interrupted training continues from it.")
@@ -482,7 +593,7 @@ def main(
 ) -> None:
     """Trains the embedded model (about an hour and a half on two CPU cores)."""
     warnings.filterwarnings("ignore", category=FutureWarning)
-    recipe = (FURTHER if start else Recipe()).of(steps, batch)
+    recipe = (AGREEMENT if start else Recipe()).of(steps, batch)
     with one_sentence("diffseg.mini.train"):
         place = resolve_device(device)
         given = DiffusionModel.from_pretrained(str(start), device=place, dtype=torch.float32) if start else None
@@ -494,7 +605,7 @@ def main(
     if given:
         model = given.pipeline
         autoencoder, tokenizer = model.vae, model.tokenizer
-        unet, text = model.unet.requires_grad_(True).train(), model.text_encoder.requires_grad_(True).train()
+        unet, text = model.unet, model.text_encoder
     else:
         autoencoder = train_autoencoder(work, recipe, place, [small, large])
         tokenizer = train_tokenizer(work / "tokenizer", small_captions + large_captions)
@@ -506,6 +617,8 @@ def main(
         token_ids(tokenizer, large_captions),
     )
     unet, text = train_unet(work, recipe, data, tokenizer, unet, text)
+    if not start:
+        unet, text = train_unet(work, AGREEMENT, data, tokenizer, unet, text)
     export(out, autoencoder, unet, text, tokenizer)
     recommend(out, str(place))
 
