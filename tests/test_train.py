@@ -1,5 +1,6 @@
 """Training the embedded model: a few steps of the real thing, interrupted and continued."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -96,6 +97,10 @@ def test_the_agreement_of_a_finished_model(tmp_path, monkeypatch):
         assert all(torch.equal(a[k], b[k]) for k in a) == same
         assert all(torch.equal(b[k], c[k]) for k in b)
     assert after.pipeline.tokenizer.get_vocab() == before.pipeline.tokenizer.get_vocab()
+    for name in ("unet", "vae", "text_encoder"):  # and where the first model lay is nobody's business
+        assert json.loads((tmp_path / "out" / name / "config.json").read_text()) == json.loads(
+            (EMBEDDED["mini"] / name / "config.json").read_text()
+        )
     curve = (tmp_path / "work" / "agreement-curve.csv").read_text()
     assert curve.startswith("step,loss_32,loss_64,agreement")
 

@@ -547,6 +547,9 @@ def export(
     """Writes a folder that diffusers' own classes load: half-precision safetensors, configs, tokenizer, scheduler."""
     for name, model in {"vae": autoencoder, "unet": unet, "text_encoder": text}.items():
         copy.deepcopy(model).to("cpu", torch.float16).save_pretrained(folder / name, safe_serialization=True)
+        config = json.loads((folder / name / "config.json").read_text())
+        config.pop("_name_or_path", None)  # the folder that the model was loaded from
+        _write(folder / name / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
     tokenizer.save_pretrained(folder / "tokenizer")
     schedule().save_pretrained(folder / "scheduler")
     index = {
@@ -591,7 +594,7 @@ def main(
         typer.Option(help="Latents of 32 x 32 a step, a quarter as many of 64 x 64. (default: the recipe's)", min=4),
     ] = None,
 ) -> None:
-    """Trains the embedded model (about an hour and a half on two CPU cores)."""
+    """Trains the embedded model (about two hours on two CPU cores)."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     recipe = (AGREEMENT if start else Recipe()).of(steps, batch)
     with one_sentence("diffseg.mini.train"):
