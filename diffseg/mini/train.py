@@ -487,7 +487,9 @@ def train_unet(
         ema.shadow, first, curve = state["ema"], state["step"], state["curve"]
     signal = schedule().alphas_cumprod.to(device)
     steps = recipe.steps_unet
-    losses: dict[str, list[float]] = {"loss_32": [], "loss_64": []} | ({"agreement": []} if agreement else {})
+    losses: dict[str, list[float]] = {"loss_32": [], "loss_64": []}
+    if agreement:
+        losses["agreement"] = []
     for step in (bar := tqdm(range(first, steps), stage, steps, initial=first, mininterval=5)):
         rng, x, ids = _batch(data, recipe, step, empty)
         x, ids = x.to(device), ids.to(device)
