@@ -386,7 +386,11 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
     runs = tmp_path / "runs"
     settings = [*SMALL, "dataset.count=200", "stages=[predict,score]", f"runs={runs}"]
     program = [sys.executable, "-m", "diffseg.eval.run", *settings]
-    process = subprocess.Popen(program, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+
+    def heard():  # a shell's background jobs, and so what they start, ignore it
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    process = subprocess.Popen(program, stderr=subprocess.PIPE, text=True, cwd=tmp_path, preexec_fn=heard)
     wait_for(lambda: list(runs.rglob("*/labels/[0-9]*.png")), 60)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
