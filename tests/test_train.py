@@ -115,7 +115,7 @@ def test_what_the_layers_are_to_agree_on():
     assert targets.shape == (2, 3, 16, 16)
     torch.testing.assert_close(targets.flatten(2).sum(-1), torch.ones(2, 3))
     layer, hidden = agreement.taught[agreement.TEACHER]
-    q, k = layer.to_q(hidden[1].double().float()).double(), layer.to_k(hidden[1].double().float()).double()
+    q, k = layer.to_q(hidden[1].float()).double(), layer.to_k(hidden[1].float()).double()
     attention = (2 * layer.scale * q @ k.T).softmax(-1).detach()
     expected = torch.linalg.matrix_power(attention, 8)[positions[1]].float().view(3, 16, 16)
     torch.testing.assert_close(targets[1], expected, rtol=0.05, atol=1e-4)  # eight products in bfloat16

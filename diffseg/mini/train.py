@@ -72,7 +72,7 @@ class Recipe:
         return replace(self, steps_unet=steps or self.steps_unet, **sizes)
 
 
-# The stage of agreement; with `--start`, the only one.
+# The stage of agreement; with `--start`, the only one. Its scenes count only then: else those of Recipe are at hand.
 AGREEMENT = Recipe(
     seed=1,
     scenes_256=8000,
