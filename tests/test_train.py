@@ -32,7 +32,7 @@ def run(work):
     encoded = [train.latents(work, str(x.shape[1]), autoencoder, x, cpu) for x in (small, large)]
     torch.manual_seed(TINY.seed)
     unet, text = train.new_unet(TINY.query_key_gain), train.new_text_encoder(tokenizer)
-    unet, text = train.train_unet(work, TINY, train.Latents(*encoded, *ids), tokenizer, unet, text)
+    unet, text = train.train_unet(work, "unet", TINY, train.Latents(*encoded, *ids), tokenizer, unet, text)
     return autoencoder, unet, text, tokenizer
 
 
@@ -103,6 +103,18 @@ def test_the_agreement_of_a_finished_model(tmp_path, monkeypatch):
         )
     curve = (tmp_path / "work" / "agreement-curve.csv").read_text()
     assert curve.startswith("step,loss_32,loss_64,agreement")
+
+
+def test_a_checkpoint_of_another_training_is_refused(tmp_path, monkeypatch, capsys):
+    """A second model with the first one's work folder is not given the first one's weights."""
+    tiny = replace(train.AGREEMENT, scenes_256=2, scenes_512=2, steps_unet=1, batch_fine=1)
+    monkeypatch.setattr(train, "AGREEMENT", tiny)
+    monkeypatch.setattr(train, "recommend", lambda folder, device: None)
+    train.main(tmp_path / "first", EMBEDDED["mini"], tmp_path / "work", "cpu")
+    with pytest.raises(typer.Exit):
+        train.main(tmp_path / "second", tmp_path / "first", tmp_path / "work", "cpu")
+    assert "agreement.pt is of a training that began with other weights" in capsys.readouterr().err
+    assert not (tmp_path / "second" / "unet").exists()
 
 
 def test_what_the_layers_are_to_agree_on():

@@ -18,6 +18,7 @@ before anything is learned; denoising then decides what "similar" has to mean.
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import math
 import os
@@ -463,12 +464,43 @@ def _batch(data: Latents, recipe: Recipe, step: int, empty: np.ndarray):
     return rng, torch.from_numpy(np.stack(x).astype(np.float32)), torch.from_numpy(np.stack(ids))
 
 
+def _noised(x: torch.Tensor, recipe: Recipe, rng: np.random.Generator, signal: torch.Tensor):
+    """Latents to denoise, their time steps, the velocities to predict, and which latents were left clean, at t = 100.
+
+    x: [B, 4, n, n]; signal [1000]: the schedule's cumulative alphas.
+    """
+    noise = torch.from_numpy(rng.standard_normal(x.shape, dtype=np.float32)).to(x.device)
+    t = torch.from_numpy((1000 * rng.random(len(x)) ** recipe.noise_power).astype(np.int64)).to(x.device)
+    a = signal[t].view(-1, 1, 1, 1)
+    noisy, velocity = a.sqrt() * x + (1 - a).sqrt() * noise, a.sqrt() * noise - (1 - a).sqrt() * x
+    clean = torch.from_numpy(rng.random(len(x)) < recipe.clean).to(x.device)
+    return torch.where(clean.view(-1, 1, 1, 1), x, noisy), torch.where(clean, 100, t), velocity, clean
+
+
+def _fingerprint(recipe: Recipe, *parts: torch.nn.Module) -> str:
+    """What a stage of training starts from: its recipe, but for its length, and the weights before it."""
+    digest = hashlib.sha256(repr(replace(recipe, steps_unet=0)).encode())
+    for tensor in (p for part in parts for p in part.parameters()):
+        digest.update(tensor.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def train_unet(
-    work: Path, recipe: Recipe, data: Latents, tokenizer: CLIPTokenizer, unet: UNet2DConditionModel, text: CLIPTextModel
+    work: Path,
+    stage: str,
+    recipe: Recipe,
+    data: Latents,
+    tokenizer: CLIPTokenizer,
+    unet: UNet2DConditionModel,
+    text: CLIPTextModel,
 ) -> tuple[UNet2DConditionModel, CLIPTextModel]:
     """Trains unet and text encoder by denoising, and for agreement where the recipe says so; returns their exponential
-    moving averages. Checkpoints and losses are unet.pt and unet-curve.csv, or agreement.pt and agreement-curve.csv."""
-    device, stage = unet.device, "agreement" if recipe.agreement else "unet"
+    moving averages. The checkpoint is work/STAGE.pt, the losses are in work/STAGE-curve.csv.
+
+    Raises:
+        ValueError: the checkpoint is of a training that began with other weights or another recipe.
+    """
+    device, begun = unet.device, _fingerprint(recipe, unet, text)
     empty = token_ids(tokenizer, [""])[0]
     with torch.no_grad():
         context = text(torch.from_numpy(empty)[None].to(device))[0]
@@ -479,26 +511,25 @@ def train_unet(
     optimiser = torch.optim.AdamW(parameters, recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
     ema, checkpoint, first = Ema([unet, text], recipe.ema), work / f"{stage}.pt", 0
     curve: list[list[float]] = []
+    names = ["loss_32"] * (recipe.fine_every > 1) + ["loss_64"] + ["agreement"] * bool(agreement)
+    losses: dict[str, list[float]] = {name: [] for name in names}
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=device, weights_only=True)
+        if state.get("begun") != begun:
+            raise ValueError(
+                f"{checkpoint} is of a training that began with other weights or another recipe: "
+                "choose another folder with --work"
+            )
         unet.load_state_dict(state["unet"])
         text.load_state_dict(state["text"])
         optimiser.load_state_dict(state["optimiser"])
-        ema.shadow, first, curve = state["ema"], state["step"], state["curve"]
+        ema.shadow, first, curve, losses = state["ema"], state["step"], state["curve"], state["losses"]
     signal = schedule().alphas_cumprod.to(device)
     steps = recipe.steps_unet
-    losses: dict[str, list[float]] = {"loss_32": [], "loss_64": []}
-    if agreement:
-        losses["agreement"] = []
     for step in (bar := tqdm(range(first, steps), stage, steps, initial=first, mininterval=5)):
         rng, x, ids = _batch(data, recipe, step, empty)
         x, ids = x.to(device), ids.to(device)
-        noise = torch.from_numpy(rng.standard_normal(x.shape, dtype=np.float32)).to(device)
-        t = torch.from_numpy((1000 * rng.random(len(x)) ** recipe.noise_power).astype(np.int64)).to(device)
-        a = signal[t].view(-1, 1, 1, 1)
-        noisy, velocity = a.sqrt() * x + (1 - a).sqrt() * noise, a.sqrt() * noise - (1 - a).sqrt() * x
-        clean = torch.from_numpy(rng.random(len(x)) < recipe.clean).to(device)
-        noisy, t = torch.where(clean.view(-1, 1, 1, 1), x, noisy), torch.where(clean, 100, t)
+        noisy, t, velocity, clean = _noised(x, recipe, rng, signal)
         for group in optimiser.param_groups:
             group["lr"] = recipe.learning_rate * _cosine(step, steps)
         with _autocast(device):
@@ -527,12 +558,14 @@ def train_unet(
             _write(work / f"{stage}-curve.csv", "\n".join(rows) + "\n")
             _save(
                 checkpoint,
+                begun=begun,
                 unet=unet.state_dict(),
                 text=text.state_dict(),
                 optimiser=optimiser.state_dict(),
                 ema=ema.shadow,
                 step=step + 1,
                 curve=curve,
+                losses={name: values[-50:] for name, values in losses.items()},
             )
     if agreement:
         agreement.close()
@@ -621,9 +654,10 @@ def main(
         token_ids(tokenizer, small_captions),
         token_ids(tokenizer, large_captions),
     )
-    unet, text = train_unet(work, recipe, data, tokenizer, unet, text)
-    if not start:
-        unet, text = train_unet(work, AGREEMENT, data, tokenizer, unet, text)
+    stages = {"agreement": recipe} if start else {"unet": recipe, "agreement": AGREEMENT}
+    with one_sentence("diffseg.mini.train"):
+        for stage, its in stages.items():
+            unet, text = train_unet(work, stage, its, data, tokenizer, unet, text)
     export(out, autoencoder, unet, text, tokenizer)
     recommend(out, str(place))
 
