@@ -69,7 +69,14 @@ class _Loader(TorchDataset):
 def loader(data: TorchDataset, batch_size: int, workers: int, pin: bool = False) -> DataLoader:
     """Batches as lists, in order, read by `workers` processes (0: by this one). pin: call their `pin_memory`."""
     return DataLoader(
-        data, batch_size, num_workers=workers, collate_fn=list, pin_memory=pin, worker_init_fn=leave_with_parent
+        data,
+        batch_size,
+        num_workers=workers,
+        collate_fn=list,
+        pin_memory=pin,
+        worker_init_fn=leave_with_parent,
+        # The platform's own way: in a job of joblib the default is loky's, which DataLoader cannot use.
+        multiprocessing_context=multiprocessing.get_all_start_methods()[0] if workers else None,
     )
 
 

@@ -650,8 +650,9 @@ def test_a_sweep_ends_with_one_table(tmp_path):
 
 @pytest.mark.slow
 def test_a_sweep_in_parallel_processes(tmp_path):
+    """Two jobs at a time, each with a reading process of its own."""
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    args = ["-m", "hydra/launcher=local", "runs=out", *SMALL, "segmenters.diffseg.threshold=0.3,0.6"]
+    args = ["-m", "hydra/launcher=local", "runs=out", *SMALL, "workers=1", "timestep=100,200"]
     ran = command(*args, cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     (sweep,) = (tmp_path / "out" / "sweeps").iterdir()
