@@ -175,6 +175,8 @@ def _check_options(config: dict[str, Any]) -> None:
     for name, least in (("batch_size", 1), ("workers", 0), ("resamples", 1)):
         if type(config[name]) is not int or config[name] < least:
             raise ValueError(f"{name} must be a whole number, at least {least}; got {config[name]!r}")
+    if not config["labels"] and (type(config["timestep"]) is not int or not 0 <= config["timestep"] <= 999):
+        raise ValueError(f"timestep must be a whole number, 0 to 999; got {config['timestep']!r}")
     if not config["segmenters"]:
         raise ValueError("there is no segmenter: add one, such as segmenter@segmenters.diffseg=diffseg")
     if "check" in config["stages"] and not config["reference"]:

@@ -130,6 +130,8 @@ class DiffSeg(Segmenter):
         relative: bool = False,
     ):
         if not isinstance(threshold, int | float):
+            if isinstance(threshold, str) or not all(isinstance(t, int | float) for t in threshold):
+                raise ValueError(f"threshold must be a number, or one for each iteration; got {threshold!r}")
             threshold = list(threshold)
             iterations = len(threshold) if len(threshold) > 1 else iterations
         self.settings = Settings.make(threshold, iterations, weights, anchors=anchors, refine=refine)
