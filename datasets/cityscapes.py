@@ -18,10 +18,8 @@ CLASSES = (
 )  # fmt: skip
 _FIRST, _LAST = 7, 33
 DOWNLOADS = "https://www.cityscapes-dataset.com/downloads/"
-LAYOUT = (
-    "ROOT/leftImg8bit/val/CITY/*_leftImg8bit.png with ROOT/gtFine/val/CITY/*_gtFine_labelIds.png; "
-    "make data-cityscapes says where to get it"
-)
+HINT = "; make data-cityscapes says where to get it"
+LAYOUT = "ROOT/leftImg8bit/val/CITY/*_leftImg8bit.png with ROOT/gtFine/val/CITY/*_gtFine_labelIds.png" + HINT
 
 
 class Cityscapes(Dataset):
@@ -78,7 +76,7 @@ def main(root: Annotated[Path, typer.Argument(help="Folder that holds leftImg8bi
         data = Cityscapes(root)
     except DataError as error:
         typer.echo(
-            f"{error}\nCityscapes is free for research but needs an account: fetch leftImg8bit_trainvaltest.zip "
+            f"{str(error).removesuffix(HINT)}\nCityscapes is free for research but needs an account: fetch leftImg8bit_trainvaltest.zip "
             f"(11 GB) and gtFine_trainvaltest.zip (241 MB) at {DOWNLOADS} and unpack both into {root}",
             err=True,
         )

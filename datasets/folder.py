@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from diffseg.images import SUFFIXES
 
 
 class Folder(Dataset):
-    """Images directly in a folder; NAME.label.png beside NAME.jpg holds its labels. keys: sorted names without suffix.
+    """Images directly in a folder; NAME.label.png beside NAME.jpg holds its labels. keys: sorted names without suffix,
+    or with it where two images differ in nothing else (a.jpg and a.png, labels a.jpg.label.png and a.png.label.png).
 
     Args:
         root: the folder.
@@ -21,7 +23,7 @@ class Folder(Dataset):
         label_suffix: what replaces the image's suffix to give its label's name.
 
     Raises:
-        DataError: no images, two of one name, or labels for some of the images only.
+        DataError: no images, or labels for some of the images only.
     """
 
     def __init__(
@@ -36,12 +38,13 @@ class Folder(Dataset):
         if not self.root.is_dir():
             raise DataError(f"there is no folder {self.root}")
         photos = [p for p in self.root.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.endswith(label_suffix)]
-        self._photos = {p.stem: p for p in sorted(photos)}
+        of_stem = Counter(p.stem for p in photos)
+        self._photos = {p.stem if of_stem[p.stem] == 1 else p.name: p for p in sorted(photos)}
         if not self._photos:
             raise DataError(f"the folder {self.root} has no images ({', '.join(sorted(SUFFIXES))}) directly in it")
         if len(self._photos) != len(photos):
-            twice = next(p for p in photos if self._photos[p.stem] != p)
-            raise DataError(f"{twice} and {self._photos[twice.stem]} differ only in suffix: rename one")
+            hidden = next(p for p in photos if p not in self._photos.values())
+            raise DataError(f"{hidden} has the name of another image with its suffix: rename one")
         self.keys = list(self._photos)
         without = [key for key in self.keys if not self._label_path(key).is_file()]
         self.labelled = not without

@@ -430,7 +430,7 @@ def _load(name: str, source: str, revision: str | None, dtype: torch.dtype) -> D
                     f"the model in {source} cannot be loaded ({reason}); are all its files complete?"
                 ) from error
             raise OSError(
-                f"cannot load {name!r} from the Hugging Face hub ({reason}): check the id, the network and, for "
+                f"cannot load {name!r} from the Hugging Face hub ({reason.split('. ')[0]}): check the id, the network and, for "
                 f"a gated model, the access token (HF_TOKEN), or give a folder or an embedded model ({embedded})"
             ) from error
 

@@ -278,8 +278,19 @@ def test_a_folder_with_and_without_labels(tmp_path):
     assert data.raw_label("b")[0, :2].tolist() == [-1, 2]
     with pytest.raises(DataError, match="holds the value 2, but there are 2 classes"):
         Folder(tmp_path, classes=["sky", "sea"]).raw_label("a")
-    saved(Image.new("RGB", (30, 40)), tmp_path / "a.png")
-    with pytest.raises(DataError, match="differ only in suffix"):
+
+
+def test_images_of_a_folder_that_differ_only_in_suffix(tmp_path):
+    for name in ("a.jpg", "a.png", "b.png"):
+        saved(Image.new("RGB", (30, 40)), tmp_path / name)
+    data = Folder(tmp_path)
+    assert data.keys == ["a.jpg", "a.png", "b"]
+    assert [data.file(key).name for key in data.keys] == ["a.jpg", "a.png", "b.png"]
+    for key in data.keys:
+        saved(Image.new("L", (30, 40), 1), tmp_path / f"{key}.label.png")
+    assert Folder(tmp_path).labelled
+    saved(Image.new("RGB", (30, 40)), tmp_path / "a.jpg.png")
+    with pytest.raises(DataError, match="a.jpg.*has the name of another image with its suffix: rename one"):
         Folder(tmp_path)
 
 
