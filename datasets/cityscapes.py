@@ -76,7 +76,8 @@ def main(root: Annotated[Path, typer.Argument(help="Folder that holds leftImg8bi
         data = Cityscapes(root)
     except DataError as error:
         typer.echo(
-            f"{str(error).removesuffix(HINT)}\nCityscapes is free for research but needs an account: fetch leftImg8bit_trainvaltest.zip "
+            f"{str(error).removesuffix(HINT)}\n"
+            "Cityscapes is free for research but needs an account: fetch leftImg8bit_trainvaltest.zip "
             f"(11 GB) and gtFine_trainvaltest.zip (241 MB) at {DOWNLOADS} and unpack both into {root}",
             err=True,
         )

@@ -424,13 +424,13 @@ def _load(name: str, source: str, revision: str | None, dtype: torch.dtype) -> D
             )
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
             embedded = ", ".join(EMBEDDED)
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0]
             if Path(source).is_dir():
                 raise ValueError(
                     f"the model in {source} cannot be loaded ({reason}); are all its files complete?"
                 ) from error
             raise OSError(
-                f"cannot load {name!r} from the Hugging Face hub ({reason.split('. ')[0]}): check the id, the network and, for "
+                f"cannot load {name!r} from the Hugging Face hub ({reason}): check the id, the network and, for "
                 f"a gated model, the access token (HF_TOKEN), or give a folder or an embedded model ({embedded})"
             ) from error
 

@@ -290,7 +290,7 @@ def test_images_of_a_folder_that_differ_only_in_suffix(tmp_path):
         saved(Image.new("L", (30, 40), 1), tmp_path / f"{key}.label.png")
     assert Folder(tmp_path).labelled
     saved(Image.new("RGB", (30, 40)), tmp_path / "a.jpg.png")
-    with pytest.raises(DataError, match="a.jpg.*has the name of another image with its suffix: rename one"):
+    with pytest.raises(DataError, match=r"a.jpg.*has the name of another image with its suffix: rename one"):
         Folder(tmp_path)
 
 
