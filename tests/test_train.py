@@ -11,8 +11,8 @@ from diffusers import StableDiffusionPipeline
 
 from diffseg import DiffSeg
 from diffseg.attention import EMBEDDED, DiffusionModel
-from diffseg.datasets.scenes import Scenes
-from diffseg.mini import train
+from diffseg.datasets.scenes import Scenes, scene
+from diffseg.mini import agreement, train
 from diffseg.mini.evaluate import attention_picture, tune
 from diffseg.mini.train import Recipe
 
@@ -30,9 +30,10 @@ def run(work):
     tokenizer = train.train_tokenizer(work / "tokenizer", small_captions + large_captions)
     ids = [train.token_ids(tokenizer, captions) for captions in (small_captions, large_captions)]
     encoded = [train.latents(work, str(x.shape[1]), autoencoder, x, cpu) for x in (small, large)]
+    data = train.Latents(*encoded, *ids, np.array([train.named(caption) for caption in large_captions]))
     torch.manual_seed(TINY.seed)
     unet, text = train.new_unet(TINY.query_key_gain), train.new_text_encoder(tokenizer)
-    unet, text = train.train_unet(work, "unet", TINY, train.Latents(*encoded, *ids), tokenizer, unet, text)
+    unet, text = train.train_unet(work, "unet", TINY, data, tokenizer, unet, text)
     return autoencoder, unet, text, tokenizer
 
 
@@ -68,28 +69,43 @@ def test_an_interrupted_training_ends_with_the_same_weights(tmp_path, monkeypatc
     assert np.isfinite(picture).all()
 
 
-def test_the_agreement_of_a_finished_model(tmp_path, monkeypatch):
-    """From a model's folder to another, through the command, interrupted and continued: tokenizer and autoencoder
-    stay, the UNet moves, and nothing of the training stays on it."""
-    tiny = replace(train.AGREEMENT, scenes_256=2, scenes_512=2, steps_unet=3, batch_unet=2, batch_fine=1)
-    monkeypatch.setattr(train, "AGREEMENT", tiny)
+@pytest.fixture
+def few_steps(monkeypatch):
+    """The stages after denoising, with three steps each and a checkpoint after two."""
+    for stage in ("AGREEMENT", "REGIONS"):
+        tiny = {"scenes_256": 2, "scenes_512": 2, "steps_unet": 3, "batch_unet": 2, "batch_fine": 1}
+        monkeypatch.setattr(train, stage, replace(getattr(train, stage), **tiny))
     monkeypatch.setattr(train, "CHECKPOINT_EVERY", 2)
     monkeypatch.setattr(train, "recommend", lambda folder, device: None)
-    targets, passes = train.Agreement.targets, []
 
-    def interrupt(*args):
-        passes.append(None)
-        if len(passes) == 3:
-            raise KeyboardInterrupt
-        return targets(*args)
 
-    monkeypatch.setattr(train.Agreement, "targets", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        train.main(tmp_path / "out", EMBEDDED["mini"], tmp_path / "work", "cpu")
-    monkeypatch.setattr(train.Agreement, "targets", targets)
-    train.main(tmp_path / "out", EMBEDDED["mini"], tmp_path / "work", "cpu")
-    (tmp_path / "work" / "agreement.pt").unlink()
-    train.main(tmp_path / "whole", EMBEDDED["mini"], tmp_path / "work", "cpu")
+def test_the_last_stages_of_a_finished_model(tmp_path, monkeypatch, few_steps):
+    """From a model's folder to another, through the command, interrupted everywhere and continued: tokenizer and
+    autoencoder stay, the UNet moves, and nothing of the training stays on it."""
+
+    def interrupted(owner, name, call):
+        original, calls = getattr(owner, name), []
+
+        def wrapped(*args, **kwargs):
+            calls.append(None)
+            if len(calls) == call:
+                raise KeyboardInterrupt
+            return original(*args, **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, wrapped)
+            with pytest.raises(KeyboardInterrupt):
+                train.main(tmp_path / "out", EMBEDDED["mini"], tmp_path / "work", device="cpu")
+
+    interrupted(agreement.Walk, "targets", 3)
+    interrupted(agreement, "KMeans", 2)
+    interrupted(agreement.Regions, "targets", 3)
+    train.main(tmp_path / "out", EMBEDDED["mini"], tmp_path / "work", device="cpu")
+    for name in ("agreement.pt", "regions.pt", "regions-2.pt"):
+        (tmp_path / "work" / name).unlink()
+    for regions in (tmp_path / "work").glob("regions-*.npy"):
+        regions.unlink()
+    train.main(tmp_path / "whole", EMBEDDED["mini"], tmp_path / "work", device="cpu")
     folders = (EMBEDDED["mini"], tmp_path / "out", tmp_path / "whole")
     before, after, whole = (DiffusionModel.from_pretrained(str(f), device="cpu") for f in folders)
     for part, same in (("vae", True), ("unet", False)):
@@ -101,63 +117,110 @@ def test_the_agreement_of_a_finished_model(tmp_path, monkeypatch):
         assert json.loads((tmp_path / "out" / name / "config.json").read_text()) == json.loads(
             (EMBEDDED["mini"] / name / "config.json").read_text()
         )
-    curve = (tmp_path / "work" / "agreement-curve.csv").read_text()
-    assert curve.startswith("step,loss_32,loss_64,agreement")
+    for stage, columns in (("agreement", "step,loss_32,loss_64,agreement"), ("regions-2", "step,loss_64,agreement")):
+        assert (tmp_path / "work" / f"{stage}-curve.csv").read_text().startswith(columns)
 
 
-def test_a_checkpoint_of_another_training_is_refused(tmp_path, monkeypatch, capsys):
+def test_a_checkpoint_of_another_training_is_refused(tmp_path, capsys, few_steps):
     """A second model with the first one's work folder is not given the first one's weights."""
-    tiny = replace(train.AGREEMENT, scenes_256=2, scenes_512=2, steps_unet=1, batch_fine=1)
-    monkeypatch.setattr(train, "AGREEMENT", tiny)
-    monkeypatch.setattr(train, "recommend", lambda folder, device: None)
-    train.main(tmp_path / "first", EMBEDDED["mini"], tmp_path / "work", "cpu")
+    train.main(tmp_path / "first", EMBEDDED["mini"], tmp_path / "work", last=True, device="cpu")
     with pytest.raises(typer.Exit):
-        train.main(tmp_path / "second", tmp_path / "first", tmp_path / "work", "cpu")
-    assert "agreement.pt is of a training that began with other weights" in capsys.readouterr().err
+        train.main(tmp_path / "second", tmp_path / "first", tmp_path / "work", last=True, device="cpu")
+    assert "regions-2.pt is of a training that began with other weights" in capsys.readouterr().err
     assert not (tmp_path / "second" / "unet").exists()
 
 
-def test_what_the_layers_are_to_agree_on():
+def batch(latents, large=()):
+    return agreement.Batch(latents, torch.zeros(len(latents), 77), np.array(large), np.random.default_rng(0))
+
+
+def mini():
+    return DiffusionModel.from_pretrained("mini", device="cpu").pipeline.unet
+
+
+def test_the_walk_that_the_layers_are_to_follow():
     """The frozen layer's sharpened attention to the eighth power; a layer that attends so has no loss."""
-    unet = DiffusionModel.from_pretrained("mini", device="cpu").pipeline.unet
-    agreement = train.Agreement(unet, torch.zeros(1, 77, 64))
+    unet = mini()
+    layers, walk = agreement.Agreement(unet), agreement.Walk(unet, torch.zeros(1, 77, 64))
     clean = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     positions = torch.tensor([[0, 17, 255], [3, 100, 30]])
-    targets = agreement.targets(clean, positions)
+    targets = walk.targets(batch(clean), positions)
     assert targets.shape == (2, 3, 16, 16)
     torch.testing.assert_close(targets.flatten(2).sum(-1), torch.ones(2, 3))
-    layer, hidden = agreement.taught[agreement.TEACHER]
+    layer, hidden = walk.taught[walk.LAYER]
     q, k = layer.to_q(hidden[1].float()).double(), layer.to_k(hidden[1].float()).double()
     attention = (2 * layer.scale * q @ k.T).softmax(-1).detach()
     expected = torch.linalg.matrix_power(attention, 8)[positions[1]].float().view(3, 16, 16)
     torch.testing.assert_close(targets[1], expected, rtol=0.05, atol=1e-4)  # eight products in bfloat16
+    drawn = walk.draw(batch(clean))
+    assert [len(set(row.tolist())) for row in drawn] == [192, 192]
 
     with torch.no_grad():
         unet(clean, torch.full((2,), 100), torch.zeros(2, 77, 64))
-    layer, hidden = agreement.layers[agreement.TEACHER]
-    agreement.layers = {"one": (layer, hidden)}
-    own = train._attend(layer, hidden, positions).view(2, 3, 16, 16)
-    assert agreement.loss(own, positions).item() == pytest.approx(0, abs=1e-6)
-    assert agreement.loss(targets, positions).item() > 0.01
-    agreement.close()
+    layer, hidden = layers.layers[walk.LAYER]
+    layers.layers = {"one": (layer, hidden)}
+    own = agreement._attend(layer, hidden, positions).view(2, 3, 16, 16)
+    assert layers.loss(own, positions).item() == pytest.approx(0, abs=1e-6)
+    assert layers.loss(targets, positions).item() > 0.01
+    layers.close()
     assert not any(module._forward_pre_hooks for module in unet.modules())
+
+
+def test_the_regions_that_the_layers_are_to_attend_to():
+    """Evenly over a position's own region of its own scene; small regions are asked for more often than their area."""
+    regions = np.zeros((3, 64, 64), np.uint8)
+    regions[1, :8, :8] = 1
+    regions[2, :, 32:] = 4
+    teacher, given = agreement.Regions(regions), batch(torch.zeros(2, 4, 64, 64), (1, 2))
+    targets = teacher.targets(given, torch.tensor([[0, 4095], [31, 32]]))
+    assert targets.shape == (2, 2, 64, 64)
+    assert targets.dtype == torch.float32
+    for found, where in zip(
+        targets.flatten(0, 1), (regions[1] == 1, regions[1] == 0, regions[2] == 0, regions[2] == 4), strict=True
+    ):
+        np.testing.assert_allclose(found.numpy(), where / where.sum(), rtol=1e-6)
+    drawn = teacher.draw(given)
+    assert [len(set(row.tolist())) for row in drawn] == [192, 192]
+    small = np.isin(drawn[0], np.flatnonzero(regions[1].ravel())).sum()
+    assert 10 < small < 35  # sqrt(64) : sqrt(4032) of 192 are 21; by area there would be 3
+
+
+def test_the_regions_of_a_scene_are_as_many_as_its_caption_names(tmp_path):
+    """Two halves of different noise, named as two things, are found apart; what is cached is not made again."""
+    latents = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0)) / 10
+    latents[0, :, :, 8:] += torch.tensor([2.0, -2, 2, -2])[:, None, None]
+    kept, context, counts = tmp_path / "regions.npy", torch.zeros(1, 77, 64), np.array([2, 1])
+    found = agreement.partitions(kept, mini(), context, latents.numpy(), counts)
+    assert found.shape == (2, 16, 16)
+    left = found[0, 0, 0]
+    assert ((found[0] == left) == (np.arange(16) < 8)).mean() > 0.9
+    assert (found[1] == 0).all()
+    np.testing.assert_array_equal(agreement.partitions(kept, None, None, None, None), found)
+    assert [path.name for path in tmp_path.iterdir()] == ["regions.npy"]
+
+
+def test_how_many_things_a_caption_names():
+    assert train.named("a photo of sand") == 1
+    assert train.named("a photo of sky, potted plant and dog") == 3
+    for made in (scene(0, index, 64) for index in range(30)):
+        assert train.named(made.caption) == len(made.nouns)
 
 
 def test_a_coarse_layer_is_to_attend_to_cells():
     """A layer with half the side has the sums of 2 x 2 targets as its own, for the cell that a position lies in."""
-    unet = DiffusionModel.from_pretrained("mini", device="cpu").pipeline.unet
-    agreement = train.Agreement(unet, torch.zeros(1, 77, 64))
+    unet = mini()
+    layers = agreement.Agreement(unet)
     with torch.no_grad():
         unet(torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1)), 100, torch.zeros(1, 77, 64))
-    layer, hidden = agreement.layers["down_blocks.1.attentions.0.transformer_blocks.0.attn1"]
-    agreement.layers = {"one": (layer, hidden)}
-    attention = train._attend(layer, hidden, torch.arange(64)[None])[0]  # [8 * 8, 8 * 8]
+    layer, hidden = layers.layers["down_blocks.1.attentions.0.transformer_blocks.0.attn1"]
+    layers.layers = {"one": (layer, hidden)}
+    attention = agreement._attend(layer, hidden, torch.arange(64)[None])[0]  # [8 * 8, 8 * 8]
     row, column = 5, 10  # in the cell (2, 5)
     spread = attention[2 * 8 + 5].view(8, 8).repeat_interleave(2, 0).repeat_interleave(2, 1) / 4
     position = torch.tensor([[row * 16 + column]])
-    assert agreement.loss(spread[None, None], position).item() == pytest.approx(0, abs=1e-6)
-    assert agreement.loss(spread[None, None], torch.tensor([[0]])).item() > 1e-4
-    agreement.close()
+    assert layers.loss(spread[None, None], position).item() == pytest.approx(0, abs=1e-6)
+    assert layers.loss(spread[None, None], torch.tensor([[0]])).item() > 1e-4
+    layers.close()
 
 
 def test_a_longer_training_changes_nothing_else():
@@ -167,7 +230,7 @@ def test_a_longer_training_changes_nothing_else():
 
 def test_a_wrong_device_is_refused_before_anything_is_made(tmp_path, capfd):
     with pytest.raises(typer.Exit) as ended:
-        train.main(tmp_path / "out", None, tmp_path / "work", "cuda:99")
+        train.main(tmp_path / "out", None, tmp_path / "work", device="cuda:99")
     assert ended.value.exit_code == 2
     assert "is not there" in capfd.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -1,6 +1,6 @@
 """Trains the embedded model from nothing but generated scenes: `make mini`, or `python -m diffseg.mini.train`.
 
-Five stages, each resumable from its checkpoint and deterministic by seed on one device:
+Six stages, each resumable from its checkpoint and deterministic by seed on one device:
 
 1. scenes: photo-like pictures with captions are generated and cached. Labels are never used in training.
 2. autoencoder: 8x down, 4 channels, on crops; L1 on pixels and, so that colour survives, on 8 x 8 means.
@@ -8,7 +8,9 @@ Five stages, each resumable from its checkpoint and deterministic by seed on one
    of scenes at 512 px (both 32 x 32 latents), every fifth whole scenes at 512 px (64 x 64 latents).
 4. agreement: denoising goes on, while all self-attention layers learn to attend as the diffused attention of one of
    them does (`Agreement`): one layer groups by itself, the others are made to follow.
-5. tune: the default time step and threshold, on scenes that nothing else uses, with their labels; then the folder
+5. regions, twice: the same, towards segmentations of the model's own: k-means of its attention, with as many regions as
+   the scene's caption names things (`Regions`).
+6. tune: the default time step and threshold, on scenes that nothing else uses, with their labels; then the folder
    is written.
 
 The self-attention starts as non-local means: `to_k` is a copy of `to_q`, so similar features attend to each other
@@ -41,6 +43,7 @@ from diffseg.attention import DiffusionModel, resolve_device
 from diffseg.cli import one_sentence
 from diffseg.datasets.scenes import TRAIN_SEED, scene
 from diffseg.files import check_writable
+from diffseg.mini.agreement import Agreement, Batch, Regions, Walk, partitions
 from diffseg.mini.evaluate import tune
 
 CHECKPOINT_EVERY = 250  # steps
@@ -65,15 +68,16 @@ class Recipe:
     query_key_gain: float = 1.5
     noise_power: float = 1.0  # t = 1000 u^noise_power with u uniform in [0, 1)
     clean: float = 0.0  # share of the latents that get no noise, as when segmenting; they only serve agreement
-    agreement: float = 0.0  # weight of Agreement's loss
+    teacher: str = ""  # of the self-attention layers, a name in TEACHERS
+    agreement: float = 0.5  # weight of the teacher's loss
 
     def of(self, steps: int | None = None, batch: int | None = None) -> Recipe:
         """This recipe with other numbers of UNet steps and of images a step; None: as they are."""
-        sizes = {"batch_unet": batch, "batch_fine": batch // 4} if batch else {}
-        return replace(self, steps_unet=steps or self.steps_unet, **sizes)
+        batch_unet, batch_fine = (batch, batch // 4) if batch else (self.batch_unet, self.batch_fine)
+        return replace(self, steps_unet=steps or self.steps_unet, batch_unet=batch_unet, batch_fine=batch_fine)
 
 
-# The stage of agreement; with `--start`, the only one. Its scenes count only then: else those of Recipe are at hand.
+# The stages after denoising. With `--start` their own numbers of scenes count, else those of Recipe are at hand.
 AGREEMENT = Recipe(
     seed=1,
     scenes_256=8000,
@@ -86,8 +90,9 @@ AGREEMENT = Recipe(
     ema=0.99,
     noise_power=1.5,
     clean=0.3,
-    agreement=0.5,
+    teacher="walk",
 )
+REGIONS = replace(AGREEMENT, seed=2, scenes_512=2000, steps_unet=1000, fine_every=1, clean=0.5, teacher="regions")
 
 
 # --- stage 1: pictures ------------------------------------------------------------------------------------------------
@@ -361,107 +366,43 @@ class Ema:
 
 @dataclass(frozen=True)
 class Latents:
-    """Training latents [count, 4, h, w] at 256 and 512 px; token ids [count, 77] of the captions."""
+    """Training latents [count, 4, h, w] at 256 and 512 px; token ids [count, 77] of the captions; how many things the
+    captions at 512 px name [count]."""
 
     small: np.ndarray
     large: np.ndarray
     small_ids: np.ndarray
     large_ids: np.ndarray
+    large_named: np.ndarray
 
 
-def _self_attention(unet: UNet2DConditionModel) -> tuple[dict[str, tuple], list]:
-    """The self-attention layers of unet by name, each with its input [B, n * n, C] of the latest forward pass, and
-    the hooks that put it there."""
-    seen: dict[str, tuple] = {}
-
-    def watch(name: str):
-        return lambda layer, args: seen.__setitem__(name, (layer, args[0]))
-
-    layers = [(name, module) for name, module in unet.named_modules() if name.endswith("attn1")]
-    return seen, [module.register_forward_pre_hook(watch(name)) for name, module in layers]
+def named(caption: str) -> int:
+    """How many things a scene's caption names: 3 in "a photo of sky, grass and dog"."""
+    return len(caption.removeprefix("a photo of ").replace(" and ", ", ").split(", "))
 
 
-def _attend(layer, hidden: torch.Tensor, positions: torch.Tensor, sharpness: float = 1.0) -> torch.Tensor:
-    """Attention [B, Q, n * n] of some positions [B, Q], mean over the heads; float32."""
-    heads = (len(hidden), hidden.shape[1], layer.heads, -1)
-    q = layer.to_q(hidden).view(heads).transpose(1, 2).float()
-    k = layer.to_k(hidden).view(heads).transpose(1, 2).float()
-    q = q.gather(2, positions[:, None, :, None].expand(-1, q.shape[1], -1, q.shape[3]))
-    return (q @ k.transpose(-1, -2) * (layer.scale * sharpness)).softmax(-1).mean(1)
-
-
-class Agreement:
-    """What the self-attention layers of a UNet are to agree on: the diffused attention of one of them.
-
-    The attention A of the layer `TEACHER`, frozen as it is at the start, sharpened and applied POWER times, is a random
-    walk that spreads within a region and seldom leaves it. Each layer is trained to attend where that walk arrives,
-    summed over the cells of its own resolution. No label is involved: the grouping is the one that denoising gave to
-    the frozen layer.
-    """
-
-    TEACHER = "up_blocks.3.attentions.1.transformer_blocks.0.attn1"
-    SHARPNESS, POWER, POSITIONS = 2.0, 8, 192  # of the logits; steps of the walk; positions a latent and training step
-
-    def __init__(self, unet: UNet2DConditionModel, context: torch.Tensor):
-        """unet: the one to train; context [1, 77, C] of the empty prompt, which segmenting uses as well."""
-        self.frozen, self.context = copy.deepcopy(unet).eval().requires_grad_(False), context
-        self.taught, _ = _self_attention(self.frozen)
-        self.layers, self.hooks = _self_attention(unet)
-
-    @torch.no_grad()
-    def targets(self, clean: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Where the walks from positions [B, Q] (row * n + column) of latents [B, 4, n, n] arrive: [B, Q, n, n]."""
-        with _autocast(clean.device):
-            self.frozen(
-                clean, torch.full((len(clean),), 100, device=clean.device), self.context.expand(len(clean), -1, -1)
-            )
-        layer, hidden = self.taught[self.TEACHER]
-        n, everywhere, walks = clean.shape[-1], torch.arange(hidden.shape[1], device=clean.device)[None], []
-        for one, starts in zip(hidden.float(), positions, strict=True):  # one by one: A is [n * n, n * n]
-            attention = _attend(layer, one[None], everywhere, self.SHARPNESS)[0].bfloat16()
-            walk = attention[starts]
-            for _ in range(self.POWER - 1):
-                walk = walk @ attention
-            walks.append(walk.float() / walk.float().sum(-1, keepdim=True))
-        return torch.stack(walks).view(*positions.shape, n, n)
-
-    def loss(self, targets: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """KL(target || attention), mean over layers and positions, after a forward pass of the UNet on the latents."""
-        n, found = targets.shape[-1], []
-        for layer, hidden in self.layers.values():
-            side = math.isqrt(hidden.shape[1])
-            cell = n // side
-            here = positions // n // cell * side + positions % n // cell
-            wanted = (F.avg_pool2d(targets, cell) * cell**2).flatten(2)
-            attention = _attend(layer, hidden.float(), here)
-            found.append(F.kl_div(attention.clamp_min(1e-12).log(), wanted, reduction="none").sum(-1).mean())
-        return torch.stack(found).mean()
-
-    def close(self) -> None:
-        """Takes the hooks off the UNet."""
-        for hook in self.hooks:
-            hook.remove()
-
-
-def _batch(data: Latents, recipe: Recipe, step: int, empty: np.ndarray):
-    """Latents [B, 4, n, n] and token ids [B, 77] of one step. Crops get no caption: they may lack what it names."""
+def _batch(data: Latents, recipe: Recipe, step: int, empty: np.ndarray, device: torch.device) -> Batch:
+    """The batch of one step. Crops get no caption: they may lack what it names."""
     rng = _generator(recipe.seed, 2, step)
     fine = step % recipe.fine_every == 0
-    x, ids = [], []
+    x, ids, large = [], [], []
     for _ in range(recipe.batch_fine if fine else recipe.batch_unet):
         if fine or rng.random() < 0.4:
             i = rng.integers(len(data.large))
             z = data.large[i]
             text = data.large_ids[i]
+            large.append(int(i))
             if not fine:
                 top, left = rng.integers(0, z.shape[1] - 32 + 1, 2)
                 z, text = z[:, top : top + 32, left : left + 32], empty
         else:
             i = rng.integers(len(data.small))
             z, text = data.small[i], data.small_ids[i]
+            large.append(-1)
         x.append(z)
         ids.append(empty if rng.random() < recipe.caption_dropout else text)
-    return rng, torch.from_numpy(np.stack(x).astype(np.float32)), torch.from_numpy(np.stack(ids))
+    latents = torch.from_numpy(np.stack(x).astype(np.float32)).to(device)
+    return Batch(latents, torch.from_numpy(np.stack(ids)).to(device), np.array(large), rng)
 
 
 def _noised(x: torch.Tensor, recipe: Recipe, rng: np.random.Generator, signal: torch.Tensor):
@@ -504,14 +445,19 @@ def train_unet(
     empty = token_ids(tokenizer, [""])[0]
     with torch.no_grad():
         context = text(torch.from_numpy(empty)[None].to(device))[0]
-    agreement = Agreement(unet, context) if recipe.agreement else None
+    teacher: Walk | Regions | None = None
+    if recipe.teacher == "walk":
+        teacher = Walk(unet, context)
+    elif recipe.teacher == "regions":
+        teacher = Regions(partitions(work / f"regions-{begun[:12]}.npy", unet, context, data.large, data.large_named))
+    agreement = Agreement(unet) if teacher else None
     unet.requires_grad_(True).train()
     text.requires_grad_(True).train()
     parameters = [*unet.parameters(), *text.parameters()]
     optimiser = torch.optim.AdamW(parameters, recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
     ema, checkpoint, first = Ema([unet, text], recipe.ema), work / f"{stage}.pt", 0
     curve: list[list[float]] = []
-    names = ["loss_32"] * (recipe.fine_every > 1) + ["loss_64"] + ["agreement"] * bool(agreement)
+    names = ["loss_32"] * (recipe.fine_every > 1) + ["loss_64"] + ["agreement"] * bool(teacher)
     losses: dict[str, list[float]] = {name: [] for name in names}
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=device, weights_only=True)
@@ -527,20 +473,17 @@ def train_unet(
     signal = schedule().alphas_cumprod.to(device)
     steps = recipe.steps_unet
     for step in (bar := tqdm(range(first, steps), stage, steps, initial=first, mininterval=5)):
-        rng, x, ids = _batch(data, recipe, step, empty)
-        x, ids = x.to(device), ids.to(device)
-        noisy, t, velocity, clean = _noised(x, recipe, rng, signal)
+        batch = _batch(data, recipe, step, empty, device)
+        noisy, t, velocity, clean = _noised(batch.latents, recipe, batch.rng, signal)
         for group in optimiser.param_groups:
             group["lr"] = recipe.learning_rate * _cosine(step, steps)
         with _autocast(device):
-            predicted = unet(noisy, t, text(ids)[0]).sample
+            predicted = unet(noisy, t, text(batch.ids)[0]).sample
         errors = (predicted.float() - velocity).square().flatten(1).mean(1) * ~clean
         loss = denoising = errors.sum() / (~clean).sum().clamp_min(1)
-        if agreement:
-            cells = x.shape[-1] ** 2
-            drawn = [rng.choice(cells, min(cells, agreement.POSITIONS), replace=False) for _ in x]
-            positions = torch.from_numpy(np.stack(drawn)).to(device)
-            apart = agreement.loss(agreement.targets(x, positions), positions)
+        if teacher and agreement:
+            positions = teacher.draw(batch)
+            apart = agreement.loss(teacher.targets(batch, positions), positions)
             loss = denoising + recipe.agreement * apart
             losses["agreement"].append(apart.item())
         optimiser.zero_grad(set_to_none=True)
@@ -548,7 +491,7 @@ def train_unet(
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
         ema.update(step)
-        losses[f"loss_{x.shape[-1]}"].append(denoising.item())
+        losses[f"loss_{batch.latents.shape[-1]}"].append(denoising.item())
         if (step + 1) % 50 == 0:
             means = {name: round(float(np.mean(values[-50:])), 5) for name, values in losses.items()}
             bar.set_postfix(means)
@@ -606,7 +549,7 @@ def export(
 def recommend(folder: Path, device: str) -> None:
     """Stage 5: writes the time step and threshold with the best mIoU on the tuning scenes to folder/diffseg.json."""
     model = DiffusionModel.from_pretrained(str(folder), device=device)
-    rough = tune(model, (100, 300, 500), [0.2 * 1.25**i for i in range(8)], 40)[0]
+    rough = tune(model, (100, 300, 500), [0.2 * 1.25**i for i in range(12)], 40)[0]
     best = tune(model, [rough["timestep"]], [round(rough["threshold"] * 1.1**i, 2) for i in range(-2, 3)], 90)[0]
     _write(folder / "diffseg.json", json.dumps({k: best[k] for k in ("threshold", "timestep")}) + "\n")
 
@@ -615,7 +558,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder the model is written to.")] = Path(__file__).parent / "weights",
     start: Annotated[
         Path | None,
-        typer.Option(help="Begin with the UNet and text encoder of this model: only the stage of agreement."),
+        typer.Option(help="Begin with the UNet and text encoder of this model: only the stages after denoising."),
     ] = None,
     work: Annotated[
         Path, typer.Option(help="Folder for caches and checkpoints; an interrupted training continues from it.")
@@ -628,10 +571,13 @@ def main(
         int | None,
         typer.Option(help="Latents of 32 x 32 a step, a quarter as many of 64 x 64. (default: the recipe's)", min=4),
     ] = None,
+    last: Annotated[bool, typer.Option("--last", help="With --start: only the last of these stages.")] = False,
 ) -> None:
-    """Trains the embedded model (about two hours on two CPU cores)."""
+    """Trains the embedded model (about three hours on two CPU cores)."""
     warnings.filterwarnings("ignore", category=FutureWarning)
-    recipe = (AGREEMENT if start else Recipe()).of(steps, batch)
+    stages = {"unet": Recipe(), "agreement": AGREEMENT, "regions": REGIONS, "regions-2": replace(REGIONS, seed=3)}
+    names = list(stages)[(-1 if last else 1) if start else 0 :]
+    recipe = stages[names[0]] = stages[names[0]].of(steps, batch)
     with one_sentence("diffseg.mini.train"):
         place = resolve_device(device)
         given = DiffusionModel.from_pretrained(str(start), device=place, dtype=torch.float32) if start else None
@@ -653,11 +599,11 @@ def main(
         latents(work, "512", autoencoder, large, place),
         token_ids(tokenizer, small_captions),
         token_ids(tokenizer, large_captions),
+        np.array([named(caption) for caption in large_captions]),
     )
-    stages = {"agreement": recipe} if start else {"unet": recipe, "agreement": AGREEMENT}
     with one_sentence("diffseg.mini.train"):
-        for stage, its in stages.items():
-            unet, text = train_unet(work, stage, its, data, tokenizer, unet, text)
+        for name in names:
+            unet, text = train_unet(work, name, stages[name], data, tokenizer, unet, text)
     export(out, autoencoder, unet, text, tokenizer)
     recommend(out, str(place))
 
