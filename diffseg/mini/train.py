@@ -7,7 +7,7 @@ Six stages, each resumable from its checkpoint and deterministic by seed on one 
 3. unet: v-prediction on the latents, jointly with the text encoder. Most steps see whole scenes at 256 px and crops
    of scenes at 512 px (both 32 x 32 latents), every fifth whole scenes at 512 px (64 x 64 latents).
 4. agreement: denoising goes on, while all self-attention layers learn to attend as the diffused attention of one of
-   them does (`Agreement`): one layer groups by itself, the others are made to follow.
+   them does (`Walk`): one layer groups by itself, the others are made to follow.
 5. regions, twice: the same, towards segmentations of the model's own: k-means of its attention, with as many regions as
    the scene's caption names things (`Regions`).
 6. tune: the default time step and threshold, on scenes that nothing else uses, with their labels; then the folder
@@ -68,7 +68,7 @@ class Recipe:
     query_key_gain: float = 1.5
     noise_power: float = 1.0  # t = 1000 u^noise_power with u uniform in [0, 1)
     clean: float = 0.0  # share of the latents that get no noise, as when segmenting; they only serve agreement
-    teacher: str = ""  # of the self-attention layers, a name in TEACHERS
+    teacher: str = ""  # of the self-attention layers: "walk", "regions", or none
     agreement: float = 0.5  # weight of the teacher's loss
 
     def of(self, steps: int | None = None, batch: int | None = None) -> Recipe:
@@ -426,6 +426,15 @@ def _fingerprint(recipe: Recipe, *parts: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
+def _teacher(recipe: Recipe, cache: Path, data: Latents, unet: UNet2DConditionModel, context: torch.Tensor):
+    """What a stage's recipe has the self-attention layers taught by, made from the model that the stage begins with."""
+    if recipe.teacher == "walk":
+        return Walk(unet, context)
+    if recipe.teacher == "regions":
+        return Regions(partitions(cache, unet, context, data.large, data.large_named))
+    return None
+
+
 def train_unet(
     work: Path,
     stage: str,
@@ -445,11 +454,7 @@ def train_unet(
     empty = token_ids(tokenizer, [""])[0]
     with torch.no_grad():
         context = text(torch.from_numpy(empty)[None].to(device))[0]
-    teacher: Walk | Regions | None = None
-    if recipe.teacher == "walk":
-        teacher = Walk(unet, context)
-    elif recipe.teacher == "regions":
-        teacher = Regions(partitions(work / f"regions-{begun[:12]}.npy", unet, context, data.large, data.large_named))
+    teacher = _teacher(recipe, work / f"regions-{begun[:12]}.npy", data, unet, context)
     agreement = Agreement(unet) if teacher else None
     unet.requires_grad_(True).train()
     text.requires_grad_(True).train()
@@ -547,7 +552,7 @@ def export(
 
 
 def recommend(folder: Path, device: str) -> None:
-    """Stage 5: writes the time step and threshold with the best mIoU on the tuning scenes to folder/diffseg.json."""
+    """Stage 6: writes the time step and threshold with the best mIoU on the tuning scenes to folder/diffseg.json."""
     model = DiffusionModel.from_pretrained(str(folder), device=device)
     rough = tune(model, (100, 300, 500), [0.2 * 1.25**i for i in range(12)], 40)[0]
     best = tune(model, [rough["timestep"]], [round(rough["threshold"] * 1.1**i, 2) for i in range(-2, 3)], 90)[0]
