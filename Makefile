@@ -65,7 +65,7 @@ lint: setup      ## style and types
 bench: setup     ## seconds per stage, images/s, share of the limit, memory, merging against the straightforward way; ARGS
 	$(RUN) -m diffseg.eval.bench $(ARGS)
 
-mini: setup      ## train the embedded model again from nothing (about three hours on two cores), or longer: ARGS="--steps 20000 --batch 64"
+mini: setup      ## train the embedded model again from nothing (about four hours on two cores), or longer: ARGS="--steps 20000 --batch 64"
 	$(RUN) -m diffseg.mini.train $(ARGS)
 
 clean:           ## remove what make made

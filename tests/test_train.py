@@ -10,11 +10,12 @@ import typer
 from diffusers import StableDiffusionPipeline
 
 from diffseg import DiffSeg
-from diffseg.attention import EMBEDDED, DiffusionModel
+from diffseg.attention import EMBEDDED, DiffusionModel, capture
 from diffseg.datasets.scenes import Scenes, scene
 from diffseg.mini import agreement, train
 from diffseg.mini.evaluate import attention_picture, tune
 from diffseg.mini.train import Recipe
+from diffseg.segmentation import aggregate
 
 TINY = Recipe(
     scenes_256=3, scenes_512=2, steps_autoencoder=4, batch_autoencoder=2, steps_unet=4, batch_unet=2, batch_fine=1
@@ -72,9 +73,9 @@ def test_an_interrupted_training_ends_with_the_same_weights(tmp_path, monkeypatc
 @pytest.fixture
 def few_steps(monkeypatch):
     """The stages after denoising, with three steps each and a checkpoint after two."""
-    for stage in ("AGREEMENT", "REGIONS"):
-        tiny = {"scenes_256": 2, "scenes_512": 2, "steps_unet": 3, "batch_unet": 2, "batch_fine": 1}
-        monkeypatch.setattr(train, stage, replace(getattr(train, stage), **tiny))
+    tiny = {"scenes_256": 2, "scenes_512": 2, "steps_unet": 3, "batch_unet": 2, "batch_fine": 1}
+    for stage, recipe in train.STAGES.items():
+        monkeypatch.setitem(train.STAGES, stage, replace(recipe, **tiny))
     monkeypatch.setattr(train, "CHECKPOINT_EVERY", 2)
     monkeypatch.setattr(train, "recommend", lambda folder, device: None)
 
@@ -101,8 +102,8 @@ def test_the_last_stages_of_a_finished_model(tmp_path, monkeypatch, few_steps):
     interrupted(agreement, "KMeans", 2)
     interrupted(agreement.Regions, "targets", 3)
     train.main(tmp_path / "out", EMBEDDED["mini"], tmp_path / "work", device="cpu")
-    for name in ("agreement.pt", "regions.pt", "regions-2.pt"):
-        (tmp_path / "work" / name).unlink()
+    for name in list(train.STAGES)[1:]:
+        (tmp_path / "work" / f"{name}.pt").unlink()
     for regions in (tmp_path / "work").glob("regions-*.npy"):
         regions.unlink()
     train.main(tmp_path / "whole", EMBEDDED["mini"], tmp_path / "work", device="cpu")
@@ -117,7 +118,7 @@ def test_the_last_stages_of_a_finished_model(tmp_path, monkeypatch, few_steps):
         assert json.loads((tmp_path / "out" / name / "config.json").read_text()) == json.loads(
             (EMBEDDED["mini"] / name / "config.json").read_text()
         )
-    for stage, columns in (("agreement", "step,loss_32,loss_64,agreement"), ("regions-2", "step,loss_64,agreement")):
+    for stage, columns in (("agreement", "step,loss_32,loss_64,agreement"), ("regions-3", "step,loss_64,agreement")):
         assert (tmp_path / "work" / f"{stage}-curve.csv").read_text().startswith(columns)
 
 
@@ -126,8 +127,28 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path, capsys, few_steps
     train.main(tmp_path / "first", EMBEDDED["mini"], tmp_path / "work", last=True, device="cpu")
     with pytest.raises(typer.Exit):
         train.main(tmp_path / "second", tmp_path / "first", tmp_path / "work", last=True, device="cpu")
-    assert "regions-2.pt is of a training that began with other weights" in capsys.readouterr().err
+    assert "regions-3.pt is of a training that began with other weights" in capsys.readouterr().err
     assert not (tmp_path / "second" / "unet").exists()
+
+
+def test_the_last_stage_needs_a_model_to_begin_with(tmp_path, capsys):
+    with pytest.raises(typer.Exit):
+        train.main(tmp_path / "out", None, tmp_path / "work", last=True, device="cpu")
+    assert "--last needs a model to begin with: name its folder with --start" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_steps_without_noise_have_no_denoising_loss(tmp_path):
+    """A latent that is left clean is not denoised: its step has no part in the curve's mean of the losses."""
+    pipeline = DiffusionModel.from_pretrained("mini", device="cpu", dtype=torch.float32).pipeline
+    ids = np.full((4, 77), pipeline.tokenizer.eos_token_id)
+    large = np.random.default_rng(0).standard_normal((4, 4, 64, 64), dtype=np.float32)
+    data = train.Latents(large[:, :, :32, :32], large, ids, ids, np.full(4, 2))
+    recipe = replace(TINY, steps_unet=6, fine_every=1, clean=0.5)
+    train.train_unet(tmp_path, "noisy", recipe, data, pipeline.tokenizer, pipeline.unet, pipeline.text_encoder)
+    losses = torch.load(tmp_path / "noisy.pt", weights_only=True)["losses"]["loss_64"]
+    assert 0 < len(losses) < 6
+    assert min(losses) > 0.1
 
 
 def batch(latents, large=()):
@@ -221,6 +242,25 @@ def test_a_coarse_layer_is_to_attend_to_cells():
     assert layers.loss(spread[None, None], position).item() == pytest.approx(0, abs=1e-6)
     assert layers.loss(spread[None, None], torch.tensor([[0]])).item() > 1e-4
     layers.close()
+
+
+def test_the_aggregate_that_is_to_agree_is_what_a_segmentation_sees():
+    """KL(target || aggregated attention) at some positions, against the public functions that segment."""
+    pipeline = DiffusionModel.from_pretrained("mini", device="cpu", dtype=torch.float32).pipeline
+    latents = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(2))
+    context, positions = torch.zeros(2, 77, 64), torch.tensor([[0, 100], [255, 17]])
+    maps = aggregate(capture(pipeline.unet, latents, 100, context).self_attention).flatten(3).flatten(1, 2)
+    targets = torch.rand(2, 2, 256, generator=torch.Generator().manual_seed(3)).softmax(-1)
+    seen = torch.stack([maps[i, rows] for i, rows in enumerate(positions)])
+    expected = (targets * (targets / seen).log()).sum(-1).mean()
+    layers = agreement.Agreement(pipeline.unet.requires_grad_(True), aggregated=True)
+    pipeline.unet(latents, 100, context)
+    found = layers.loss(targets.unflatten(-1, (16, 16)), positions)
+    layers.close()
+    torch.testing.assert_close(found.detach(), expected, rtol=1e-4, atol=1e-5)
+    found.backward()
+    for layer, _ in layers.layers.values():
+        assert layer.to_q.weight.grad.abs().sum() > 0
 
 
 def test_a_longer_training_changes_nothing_else():

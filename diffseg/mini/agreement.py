@@ -153,27 +153,51 @@ def partitions(
 
 
 class Agreement:
-    """Makes every self-attention layer of a UNet attend as a teacher does, summed over the cells of its resolution."""
+    """Makes the self-attention of a UNet attend as a teacher does: every layer for itself, or their aggregate."""
 
-    def __init__(self, unet: UNet2DConditionModel):
+    def __init__(self, unet: UNet2DConditionModel, aggregated: bool = False):
+        """aggregated: what is compared is what a segmentation sees (the paper's equation 1, weights proportional to the
+        resolution), so that layers may divide the work; otherwise each layer, at its own resolution."""
         self.layers, self.hooks = _self_attention(unet)
+        self.aggregated = aggregated
 
     def loss(self, targets: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """KL(target || attention), mean over layers and positions, after a forward pass of the UNet on the latents.
+        """KL(target || attention), mean over positions (and layers), after a forward pass of the UNet on the latents.
 
         targets: [B, Q, n, n], positive or 0, of sum 1. positions: [B, Q], row * n + column.
         """
         n, found = targets.shape[-1], []
+        by_side: dict[int, list[torch.Tensor]] = {}
         for layer, hidden in self.layers.values():
             side = math.isqrt(hidden.shape[1])
             cell = n // side
             here = positions // n // cell * side + positions % n // cell
-            wanted = (F.avg_pool2d(targets, cell) * cell**2).flatten(2)
             attention = _attend(layer, hidden.float(), here)
-            found.append(F.kl_div(attention.clamp_min(1e-12).log(), wanted, reduction="none").sum(-1).mean())
+            if self.aggregated:
+                by_side.setdefault(side, []).append(attention)
+            else:
+                wanted = F.avg_pool2d(targets, cell) * cell**2
+                found.append(_divergence(wanted, attention))
+        if self.aggregated:
+            return _divergence(targets, _aggregated(by_side, n))
         return torch.stack(found).mean()
 
     def close(self) -> None:
         """Takes the hooks off the UNet."""
         for hook in self.hooks:
             hook.remove()
+
+
+def _divergence(targets: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
+    """KL(targets [B, Q, n, n] || attention [B, Q, n * n]), mean over the positions."""
+    return F.kl_div(attention.clamp_min(1e-12).log(), targets.flatten(2), reduction="none").sum(-1).mean()
+
+
+def _aggregated(by_side: dict[int, list[torch.Tensor]], n: int) -> torch.Tensor:
+    """`diffseg.segmentation.aggregate` of some positions alone: {side: [[B, Q, side^2], ...]} -> [B, Q, n^2]."""
+    parts = []
+    for side, layers in by_side.items():
+        maps = torch.stack(layers).mean(0).unflatten(-1, (side, side))
+        maps = F.interpolate(maps, (n, n), mode="bilinear").flatten(2)
+        parts.append(maps * (side / maps.sum(-1, keepdim=True)))
+    return torch.stack(parts).sum(0) / sum(by_side)

@@ -8,8 +8,8 @@ Six stages, each resumable from its checkpoint and deterministic by seed on one 
    of scenes at 512 px (both 32 x 32 latents), every fifth whole scenes at 512 px (64 x 64 latents).
 4. agreement: denoising goes on, while all self-attention layers learn to attend as the diffused attention of one of
    them does (`Walk`): one layer groups by itself, the others are made to follow.
-5. regions, twice: the same, towards segmentations of the model's own: k-means of its attention, with as many regions as
-   the scene's caption names things (`Regions`).
+5. regions, three times: the same, towards segmentations of the model's own: k-means of its attention, with as many
+   regions as the scene's caption names things (`Regions`). Twice each layer learns them for itself, then all together.
 6. tune: the default time step and threshold, on scenes that nothing else uses, with their labels; then the folder
    is written.
 
@@ -70,6 +70,7 @@ class Recipe:
     clean: float = 0.0  # share of the latents that get no noise, as when segmenting; they only serve agreement
     teacher: str = ""  # of the self-attention layers: "walk", "regions", or none
     agreement: float = 0.5  # weight of the teacher's loss
+    aggregated: bool = False  # the teacher's loss is of the layers' aggregate, not of each layer
 
     def of(self, steps: int | None = None, batch: int | None = None) -> Recipe:
         """This recipe with other numbers of UNet steps and of images a step; None: as they are."""
@@ -93,6 +94,13 @@ AGREEMENT = Recipe(
     teacher="walk",
 )
 REGIONS = replace(AGREEMENT, seed=2, scenes_512=2000, steps_unet=1000, fine_every=1, clean=0.5, teacher="regions")
+STAGES = {
+    "unet": Recipe(),
+    "agreement": AGREEMENT,
+    "regions": REGIONS,
+    "regions-2": replace(REGIONS, seed=3),
+    "regions-3": replace(REGIONS, seed=4, steps_unet=1500, aggregated=True),
+}
 
 
 # --- stage 1: pictures ------------------------------------------------------------------------------------------------
@@ -435,6 +443,73 @@ def _teacher(recipe: Recipe, cache: Path, data: Latents, unet: UNet2DConditionMo
     return None
 
 
+class Training:
+    """One stage's training of UNet and text encoder: what a checkpoint keeps, and the curve."""
+
+    def __init__(
+        self, unet: UNet2DConditionModel, text: CLIPTextModel, recipe: Recipe, checkpoint: Path, losses: list[str]
+    ):
+        """Continues from checkpoint if it is there. losses: the names of those that the curve has.
+
+        Raises:
+            ValueError: the checkpoint is of a training that began with other weights or another recipe.
+        """
+        self.begun = _fingerprint(recipe, unet, text)
+        self.unet, self.text, self.checkpoint = (
+            unet.requires_grad_(True).train(),
+            text.requires_grad_(True).train(),
+            checkpoint,
+        )
+        self.parameters = [*unet.parameters(), *text.parameters()]
+        self.optimiser = torch.optim.AdamW(self.parameters, recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
+        self.ema, self.step = Ema([unet, text], recipe.ema), 0
+        self.curve: list[list[float]] = []
+        self.losses: dict[str, list[float]] = {name: [] for name in losses}
+        if not checkpoint.exists():
+            return
+        state = torch.load(checkpoint, map_location=unet.device, weights_only=True)
+        if state.get("begun") != self.begun:
+            raise ValueError(
+                f"{checkpoint} is of a training that began with other weights or another recipe: "
+                "choose another folder with --work"
+            )
+        unet.load_state_dict(state["unet"])
+        text.load_state_dict(state["text"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.ema.shadow, self.step, self.curve, self.losses = (state[k] for k in ("ema", "step", "curve", "losses"))
+
+    def update(self, loss: torch.Tensor, learning_rate: float) -> None:
+        """One step down the gradient of loss."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimiser.step()
+        self.ema.update(self.step)
+        self.step += 1
+
+    def means(self) -> dict[str, float]:
+        """The mean of the latest 50 of each loss; nan where there is none."""
+        return {name: round(float(np.mean(v[-50:])), 5) if v else math.nan for name, v in self.losses.items()}
+
+    def save(self) -> None:
+        """Writes the checkpoint, and beside it the curve."""
+        rows = [",".join(["step", *self.losses]), *(",".join(map(str, row)) for row in self.curve)]
+        _write(self.checkpoint.with_name(f"{self.checkpoint.stem}-curve.csv"), "\n".join(rows) + "\n")
+        _save(
+            self.checkpoint,
+            begun=self.begun,
+            unet=self.unet.state_dict(),
+            text=self.text.state_dict(),
+            optimiser=self.optimiser.state_dict(),
+            ema=self.ema.shadow,
+            step=self.step,
+            curve=self.curve,
+            losses={name: values[-50:] for name, values in self.losses.items()},
+        )
+
+
 def train_unet(
     work: Path,
     stage: str,
@@ -450,74 +525,40 @@ def train_unet(
     Raises:
         ValueError: the checkpoint is of a training that began with other weights or another recipe.
     """
-    device, begun = unet.device, _fingerprint(recipe, unet, text)
+    device = unet.device
     empty = token_ids(tokenizer, [""])[0]
     with torch.no_grad():
         context = text(torch.from_numpy(empty)[None].to(device))[0]
-    teacher = _teacher(recipe, work / f"regions-{begun[:12]}.npy", data, unet, context)
-    agreement = Agreement(unet) if teacher else None
-    unet.requires_grad_(True).train()
-    text.requires_grad_(True).train()
-    parameters = [*unet.parameters(), *text.parameters()]
-    optimiser = torch.optim.AdamW(parameters, recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
-    ema, checkpoint, first = Ema([unet, text], recipe.ema), work / f"{stage}.pt", 0
-    curve: list[list[float]] = []
+    teacher = _teacher(recipe, work / f"regions-{_fingerprint(recipe, unet, text)[:12]}.npy", data, unet, context)
+    agreement = Agreement(unet, recipe.aggregated) if teacher else None
     names = ["loss_32"] * (recipe.fine_every > 1) + ["loss_64"] + ["agreement"] * bool(teacher)
-    losses: dict[str, list[float]] = {name: [] for name in names}
-    if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
-        if state.get("begun") != begun:
-            raise ValueError(
-                f"{checkpoint} is of a training that began with other weights or another recipe: "
-                "choose another folder with --work"
-            )
-        unet.load_state_dict(state["unet"])
-        text.load_state_dict(state["text"])
-        optimiser.load_state_dict(state["optimiser"])
-        ema.shadow, first, curve, losses = state["ema"], state["step"], state["curve"], state["losses"]
+    training = Training(unet, text, recipe, work / f"{stage}.pt", names)
     signal = schedule().alphas_cumprod.to(device)
-    steps = recipe.steps_unet
+    first, steps = training.step, recipe.steps_unet
     for step in (bar := tqdm(range(first, steps), stage, steps, initial=first, mininterval=5)):
         batch = _batch(data, recipe, step, empty, device)
         noisy, t, velocity, clean = _noised(batch.latents, recipe, batch.rng, signal)
-        for group in optimiser.param_groups:
-            group["lr"] = recipe.learning_rate * _cosine(step, steps)
         with _autocast(device):
             predicted = unet(noisy, t, text(batch.ids)[0]).sample
         errors = (predicted.float() - velocity).square().flatten(1).mean(1) * ~clean
         loss = denoising = errors.sum() / (~clean).sum().clamp_min(1)
+        if not clean.all():
+            training.losses[f"loss_{batch.latents.shape[-1]}"].append(denoising.item())
         if teacher and agreement:
             positions = teacher.draw(batch)
             apart = agreement.loss(teacher.targets(batch, positions), positions)
             loss = denoising + recipe.agreement * apart
-            losses["agreement"].append(apart.item())
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        ema.update(step)
-        losses[f"loss_{batch.latents.shape[-1]}"].append(denoising.item())
-        if (step + 1) % 50 == 0:
-            means = {name: round(float(np.mean(values[-50:])), 5) for name, values in losses.items()}
+            training.losses["agreement"].append(apart.item())
+        training.update(loss, recipe.learning_rate * _cosine(step, steps))
+        if training.step % 50 == 0:
+            means = training.means()
             bar.set_postfix(means)
-            curve.append([step + 1, *means.values()])
-        if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == steps:
-            rows = [",".join(["step", *losses]), *(",".join(map(str, row)) for row in curve)]
-            _write(work / f"{stage}-curve.csv", "\n".join(rows) + "\n")
-            _save(
-                checkpoint,
-                begun=begun,
-                unet=unet.state_dict(),
-                text=text.state_dict(),
-                optimiser=optimiser.state_dict(),
-                ema=ema.shadow,
-                step=step + 1,
-                curve=curve,
-                losses={name: values[-50:] for name, values in losses.items()},
-            )
+            training.curve.append([training.step, *means.values()])
+        if training.step % CHECKPOINT_EVERY == 0 or training.step == steps:
+            training.save()
     if agreement:
         agreement.close()
-    ema.copy_to([unet, text])
+    training.ema.copy_to([unet, text])
     return unet.eval(), text.eval()
 
 
@@ -578,12 +619,14 @@ def main(
     ] = None,
     last: Annotated[bool, typer.Option("--last", help="With --start: only the last of these stages.")] = False,
 ) -> None:
-    """Trains the embedded model (about three hours on two CPU cores)."""
+    """Trains the embedded model (about four hours on two CPU cores)."""
     warnings.filterwarnings("ignore", category=FutureWarning)
-    stages = {"unet": Recipe(), "agreement": AGREEMENT, "regions": REGIONS, "regions-2": replace(REGIONS, seed=3)}
-    names = list(stages)[(-1 if last else 1) if start else 0 :]
+    names = list(STAGES)[(-1 if last else 1) if start else 0 :]
+    stages = {name: STAGES[name] for name in names}
     recipe = stages[names[0]] = stages[names[0]].of(steps, batch)
     with one_sentence("diffseg.mini.train"):
+        if last and not start:
+            raise ValueError("--last needs a model to begin with: name its folder with --start")
         place = resolve_device(device)
         given = DiffusionModel.from_pretrained(str(start), device=place, dtype=torch.float32) if start else None
         check_writable(out, "choose another with --out")
