@@ -293,9 +293,16 @@ def test_self_attention_starts_as_non_local_means():
             torch.testing.assert_close(module.to_q.weight, module.to_k.weight, rtol=0, atol=0)
 
 
+def test_the_threshold_is_the_largest_that_cannot_be_told_from_the_best():
+    scores = {0.5: 0.60, 0.7: 0.70, 0.9: 0.67, 1.1: 0.69, 1.3: 0.67, 1.5: 0.5}
+    rows = [{"threshold": tau, "timestep": 100, "miou": miou, "miou_error": 0.02} for tau, miou in scores.items()]
+    assert train.fewest(sorted(rows, key=lambda row: -row["miou"])) == {"threshold": 1.1, "timestep": 100}
+
+
 def test_tuning_and_a_picture():
     seg = DiffSeg.from_pretrained("mini", device="cpu")
     rows = tune(seg.model, [300], [0.3, 1e6], 1)
     assert {row["threshold"] for row in rows} == {0.3, 1e6}
     assert rows[0]["miou"] >= rows[1]["miou"]
+    assert all(row["miou_error"] == 0 for row in rows)  # one scene drawn again and again
     assert attention_picture(seg.model, Scenes(1, size=128).scene("000000").image, 300, side=32).size == (192, 128)

@@ -25,6 +25,7 @@ import json
 import math
 import os
 import warnings
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -593,11 +594,22 @@ def export(
 
 
 def recommend(folder: Path, device: str) -> None:
-    """Stage 6: writes the time step and threshold with the best mIoU on the tuning scenes to folder/diffseg.json."""
+    """Stage 6: writes a time step and a threshold, chosen on the tuning scenes, to folder/diffseg.json.
+
+    The time step with the best mIoU; of the thresholds the largest whose mIoU is within one standard error of the best
+    (Breiman's rule): what scenes cannot tell apart is decided for fewer segments, since photos have more surplus ones.
+    """
     model = DiffusionModel.from_pretrained(str(folder), device=device)
     rough = tune(model, (100, 300, 500), [0.2 * 1.25**i for i in range(12)], 40)[0]
-    best = tune(model, [rough["timestep"]], [round(rough["threshold"] * 1.1**i, 2) for i in range(-2, 3)], 90)[0]
-    _write(folder / "diffseg.json", json.dumps({k: best[k] for k in ("threshold", "timestep")}) + "\n")
+    rows = tune(model, [rough["timestep"]], [round(rough["threshold"] * 1.1**i, 2) for i in range(-2, 6)], 90)
+    _write(folder / "diffseg.json", json.dumps(fewest(rows)) + "\n")
+
+
+def fewest(rows: Sequence[dict]) -> dict[str, float]:
+    """{"threshold", "timestep"} of the row of `tune` with the largest threshold within a standard error of the best."""
+    enough = rows[0]["miou"] - rows[0]["miou_error"]
+    chosen = max((row for row in rows if row["miou"] >= enough), key=lambda row: row["threshold"])
+    return {name: chosen[name] for name in ("threshold", "timestep")}
 
 
 def main(
