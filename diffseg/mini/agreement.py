@@ -166,21 +166,17 @@ class Agreement:
 
         targets: [B, Q, n, n], positive or 0, of sum 1. positions: [B, Q], row * n + column.
         """
-        n, found = targets.shape[-1], []
+        n = targets.shape[-1]
         by_side: dict[int, list[torch.Tensor]] = {}
         for layer, hidden in self.layers.values():
             side = math.isqrt(hidden.shape[1])
             cell = n // side
             here = positions // n // cell * side + positions % n // cell
-            attention = _attend(layer, hidden.float(), here)
-            if self.aggregated:
-                by_side.setdefault(side, []).append(attention)
-            else:
-                wanted = F.avg_pool2d(targets, cell) * cell**2
-                found.append(_divergence(wanted, attention))
+            by_side.setdefault(side, []).append(_attend(layer, hidden.float(), here))
         if self.aggregated:
             return _divergence(targets, _aggregated(by_side, n))
-        return torch.stack(found).mean()
+        sums = {side: F.avg_pool2d(targets, n // side) * (n // side) ** 2 for side in by_side}
+        return torch.stack([_divergence(sums[side], layer) for side in by_side for layer in by_side[side]]).mean()
 
     def close(self) -> None:
         """Takes the hooks off the UNet."""

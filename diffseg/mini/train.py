@@ -456,11 +456,9 @@ class Training:
             ValueError: the checkpoint is of a training that began with other weights or another recipe.
         """
         self.begun = _fingerprint(recipe, unet, text)
-        self.unet, self.text, self.checkpoint = (
-            unet.requires_grad_(True).train(),
-            text.requires_grad_(True).train(),
-            checkpoint,
-        )
+        self.unet, self.text, self.checkpoint = unet, text, checkpoint
+        for module in (unet, text):
+            module.requires_grad_(True).train()
         self.parameters = [*unet.parameters(), *text.parameters()]
         self.optimiser = torch.optim.AdamW(self.parameters, recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
         self.ema, self.step = Ema([unet, text], recipe.ema), 0
