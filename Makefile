@@ -65,8 +65,8 @@ lint: setup      ## style and types
 bench: setup     ## seconds per stage, images/s, share of the limit, memory, merging against the straightforward way; ARGS
 	$(RUN) -m diffseg.eval.bench $(ARGS)
 
-mini: setup      ## train the embedded model again from nothing (about four hours on two cores), or longer: ARGS="--steps 20000 --batch 64"
+mini: setup      ## train a model like the embedded one from nothing (an estimated four hours on two cores), or longer: ARGS="--steps 20000 --batch 64"
 	$(RUN) -m diffseg.mini.train $(ARGS)
 
-clean:           ## remove what make made
+clean:           ## remove .venv and caches; results stay
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

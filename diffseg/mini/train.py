@@ -629,7 +629,7 @@ def main(
     ] = None,
     last: Annotated[bool, typer.Option("--last", help="With --start: only the last of these stages.")] = False,
 ) -> None:
-    """Trains the embedded model (about four hours on two CPU cores)."""
+    """Trains the embedded model (an estimated four hours on two CPU cores)."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     names = list(STAGES)[(-1 if last else 1) if start else 0 :]
     stages = {name: STAGES[name] for name in names}
