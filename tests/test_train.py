@@ -10,11 +10,18 @@ import typer
 from diffusers import StableDiffusionPipeline
 
 from diffseg import DiffSeg
-from diffseg.attention import EMBEDDED, DiffusionModel, capture
+from diffseg.attention import capture
+from diffseg.backbones.base import EMBEDDED
+from diffseg.backbones.diffusion import DiffusionModel
 from diffseg.datasets.scenes import Scenes, scene
-from diffseg.mini import agreement, train
+from diffseg.mini import agreement, checkpoints, train
+from diffseg.mini.autoencoder import latents, new_autoencoder, train_autoencoder
+from diffseg.mini.denoiser import Latents, new_unet, train_unet
 from diffseg.mini.evaluate import attention_picture, tune
-from diffseg.mini.train import Recipe
+from diffseg.mini.export import export
+from diffseg.mini.pictures import pictures
+from diffseg.mini.recipe import STAGES, Recipe
+from diffseg.mini.text import named, new_text_encoder, token_ids, train_tokenizer
 from diffseg.segmentation import aggregate
 
 TINY = Recipe(
@@ -25,23 +32,23 @@ TINY = Recipe(
 def run(work):
     work.mkdir(exist_ok=True)
     cpu = torch.device("cpu")
-    small, small_captions = train.pictures(work, TINY.scenes_256, 256, 0)
-    large, large_captions = train.pictures(work, TINY.scenes_512, 512, TINY.scenes_256)
-    autoencoder = train.train_autoencoder(work, TINY, cpu, [small, large])
-    tokenizer = train.train_tokenizer(work / "tokenizer", small_captions + large_captions)
-    ids = [train.token_ids(tokenizer, captions) for captions in (small_captions, large_captions)]
-    encoded = [train.latents(work, str(x.shape[1]), autoencoder, x, cpu) for x in (small, large)]
-    data = train.Latents(*encoded, *ids, np.array([train.named(caption) for caption in large_captions]))
+    small, small_captions = pictures(work, TINY.scenes_256, 256, 0)
+    large, large_captions = pictures(work, TINY.scenes_512, 512, TINY.scenes_256)
+    autoencoder = train_autoencoder(work, TINY, cpu, [small, large])
+    tokenizer = train_tokenizer(work / "tokenizer", small_captions + large_captions)
+    ids = [token_ids(tokenizer, captions) for captions in (small_captions, large_captions)]
+    encoded = [latents(work, str(x.shape[1]), autoencoder, x, cpu) for x in (small, large)]
+    data = Latents(*encoded, *ids, np.array([named(caption) for caption in large_captions]))
     torch.manual_seed(TINY.seed)
-    unet, text = train.new_unet(TINY.query_key_gain), train.new_text_encoder(tokenizer)
-    unet, text = train.train_unet(work, "unet", TINY, data, tokenizer, unet, text)
+    unet, text = new_unet(TINY.query_key_gain), new_text_encoder(tokenizer)
+    unet, text = train_unet(work, "unet", TINY, data, tokenizer, unet, text)
     return autoencoder, unet, text, tokenizer
 
 
 def test_an_interrupted_training_ends_with_the_same_weights(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "CHECKPOINT_EVERY", 2)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_EVERY", 2)
     whole = run(tmp_path / "whole")
-    generator = train._generator
+    generator = checkpoints.generator
 
     def interrupt(*key):
         if key[-1] == 3:
@@ -49,10 +56,10 @@ def test_an_interrupted_training_ends_with_the_same_weights(tmp_path, monkeypatc
         return generator(*key)
 
     for stage in (1, 2):  # once while the autoencoder is trained, once while the UNet is
-        monkeypatch.setattr(train, "_generator", lambda *k, s=stage: interrupt(*k) if k[1] == s else generator(*k))
+        monkeypatch.setattr(checkpoints, "generator", lambda *k, s=stage: interrupt(*k) if k[1] == s else generator(*k))
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "broken")
-    monkeypatch.setattr(train, "_generator", generator)
+    monkeypatch.setattr(checkpoints, "generator", generator)
     continued = run(tmp_path / "broken")
     for a, b in zip(whole[:3], continued[:3], strict=True):
         for (name, x), y in zip(a.state_dict().items(), b.state_dict().values(), strict=True):
@@ -60,7 +67,7 @@ def test_an_interrupted_training_ends_with_the_same_weights(tmp_path, monkeypatc
     assert (tmp_path / "whole" / "unet-curve.csv").read_text() == (tmp_path / "broken" / "unet-curve.csv").read_text()
 
     folder = tmp_path / "model"
-    train.export(folder, *whole)
+    export(folder, *whole)
     pipeline = StableDiffusionPipeline.from_pretrained(
         folder, dtype=torch.float32, safety_checker=None
     )  # diffusers' own class
@@ -74,9 +81,9 @@ def test_an_interrupted_training_ends_with_the_same_weights(tmp_path, monkeypatc
 def few_steps(monkeypatch):
     """The stages after denoising, with three steps each and a checkpoint after two."""
     tiny = {"scenes_256": 2, "scenes_512": 2, "steps_unet": 3, "batch_unet": 2, "batch_fine": 1}
-    for stage, recipe in train.STAGES.items():
-        monkeypatch.setitem(train.STAGES, stage, replace(recipe, **tiny))
-    monkeypatch.setattr(train, "CHECKPOINT_EVERY", 2)
+    for stage, recipe in STAGES.items():
+        monkeypatch.setitem(STAGES, stage, replace(recipe, **tiny))
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_EVERY", 2)
     monkeypatch.setattr(train, "recommend", lambda folder, device: None)
 
 
@@ -102,7 +109,7 @@ def test_the_last_stages_of_a_finished_model(tmp_path, monkeypatch, few_steps):
     interrupted(agreement, "KMeans", 2)
     interrupted(agreement.Regions, "targets", 3)
     train.main(tmp_path / "out", EMBEDDED["mini"], tmp_path / "work", device="cpu")
-    for name in list(train.STAGES)[1:]:
+    for name in list(STAGES)[1:]:
         (tmp_path / "work" / f"{name}.pt").unlink()
     for regions in (tmp_path / "work").glob("regions-*.npy"):
         regions.unlink()
@@ -143,9 +150,9 @@ def test_steps_without_noise_have_no_denoising_loss(tmp_path):
     pipeline = DiffusionModel.from_pretrained("mini", device="cpu", dtype=torch.float32).pipeline
     ids = np.full((4, 77), pipeline.tokenizer.eos_token_id)
     large = np.random.default_rng(0).standard_normal((4, 4, 64, 64), dtype=np.float32)
-    data = train.Latents(large[:, :, :32, :32], large, ids, ids, np.full(4, 2))
+    data = Latents(large[:, :, :32, :32], large, ids, ids, np.full(4, 2))
     recipe = replace(TINY, steps_unet=6, fine_every=1, clean=0.5)
-    train.train_unet(tmp_path, "noisy", recipe, data, pipeline.tokenizer, pipeline.unet, pipeline.text_encoder)
+    train_unet(tmp_path, "noisy", recipe, data, pipeline.tokenizer, pipeline.unet, pipeline.text_encoder)
     losses = torch.load(tmp_path / "noisy.pt", weights_only=True)["losses"]["loss_64"]
     assert 0 < len(losses) < 6
     assert min(losses) > 0.1
@@ -221,10 +228,10 @@ def test_the_regions_of_a_scene_are_as_many_as_its_caption_names(tmp_path):
 
 
 def test_how_many_things_a_caption_names():
-    assert train.named("a photo of sand") == 1
-    assert train.named("a photo of sky, potted plant and dog") == 3
+    assert named("a photo of sand") == 1
+    assert named("a photo of sky, potted plant and dog") == 3
     for made in (scene(0, index, 64) for index in range(30)):
-        assert train.named(made.caption) == len(made.nouns)
+        assert named(made.caption) == len(made.nouns)
 
 
 def test_a_coarse_layer_is_to_attend_to_cells():
@@ -278,7 +285,7 @@ def test_a_wrong_device_is_refused_before_anything_is_made(tmp_path, capfd):
 
 def test_the_untrained_autoencoder_already_carries_colour():
     """Its skip path starts as the identity: flat colours give latents that differ, in proportion."""
-    model = train.new_autoencoder()
+    model = new_autoencoder()
     flat = torch.tensor([-0.8, 0.0, 0.8])[:, None, None, None].expand(3, 3, 64, 64).clone()
     flat[:, :, :8] = torch.linspace(-1, 1, 8)[:, None]  # normalisation needs some variation
     with torch.no_grad():
@@ -287,7 +294,7 @@ def test_the_untrained_autoencoder_already_carries_colour():
 
 
 def test_self_attention_starts_as_non_local_means():
-    unet = train.new_unet(1.5)
+    unet = new_unet(1.5)
     for name, module in unet.named_modules():
         if name.endswith("attn1"):
             torch.testing.assert_close(module.to_q.weight, module.to_k.weight, rtol=0, atol=0)
