@@ -6,12 +6,23 @@ classes so that the most pixels match; the counts are summed over all images bef
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from typing import Any
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
+from scipy.special import stdtr, stdtrit
+
+from diffseg.errors import UserError
+
+# A protocol: what is added up over images, {name: [images, ...]}, and the metrics of such sums over sets of images,
+# {name: [sets, ...]} -> {metric: float64 [sets]}.
+Statistics = Mapping[str, np.ndarray]
+Metrics = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
+
+_BLOCK = 256  # sets of images whose metrics are computed at once
 
 
 @dataclass(frozen=True)
@@ -38,16 +49,16 @@ def histogram(label: np.ndarray, prediction: np.ndarray, classes: int) -> np.nda
         segments than classes the missing columns are zeros.
 
     Raises:
-        ValueError: different shapes, a label >= classes, or a negative segment.
+        UserError: a label >= classes, or a negative segment. ValueError: different shapes.
     """
     if label.shape != prediction.shape:
         raise ValueError(f"label map is {label.shape} but prediction is {prediction.shape}: they must be of one size")
     labelled = label >= 0
     truth, found = label[labelled].astype(np.int64), prediction[labelled].astype(np.int64)
     if truth.size and truth.max() >= classes:
-        raise ValueError(f"label {truth.max()} found, but there are {classes} classes (0 to {classes - 1})")
+        raise UserError(f"label {truth.max()} found, but there are {classes} classes (0 to {classes - 1})")
     if found.size and found.min() < 0:
-        raise ValueError(f"segment {found.min()} found: segment numbers start at 0")
+        raise UserError(f"segment {found.min()} found: segment numbers start at 0")
     columns = max(classes, int(found.max()) + 1 if found.size else 0)
     return np.bincount(truth * columns + found, minlength=classes * columns).reshape(classes, columns)
 
@@ -98,62 +109,131 @@ def summarise(counts: Counts | Iterable[Counts]) -> dict:
     }
 
 
-def bootstrap(counts: Sequence[Counts], samples: int = 1000, level: float = 0.95, seed: int = 0) -> dict:
-    """Confidence intervals of accuracy and mIoU over images: the counts of as many images, drawn with replacement.
+def statistics_of(counts: Sequence[Counts]) -> dict[str, np.ndarray]:
+    """What the paper's protocol adds up over images: tp, fp, fn, int64 [images, classes]; pixels, int64 [images]."""
+    return {
+        "tp": np.stack([c.tp for c in counts]),
+        "fp": np.stack([c.fp for c in counts]),
+        "fn": np.stack([c.fn for c in counts]),
+        "pixels": np.array([c.pixels for c in counts]),
+    }
 
-    Returns:
-        {"accuracy": (low, high), "miou": (low, high)}, the central `level` of `samples` draws.
-    """
-    drawn = _resample(counts, _draws(len(counts), samples, seed))
-    return {name: _central(values, level) for name, values in drawn.items()}
 
-
-def paired_bootstrap(
-    first: Sequence[Counts], second: Sequence[Counts], samples: int = 10_000, level: float = 0.95, seed: int = 0
-) -> dict[str, dict]:
-    """How much better the second of two methods is than the first on the same images: second - first.
-
-    The same images are drawn for both, so what is hard for both cancels.
+def score_metrics(sums: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """accuracy and miou of sets of images, float64 [sets]; the mean is over the classes that occur in the set.
 
     Args:
-        first, second: counts of the same images, in the same order.
+        sums: those of `statistics_of` over the images of each set: tp, fp, fn [sets, classes], pixels [sets].
+    """
+    union = sums["tp"] + sums["fp"] + sums["fn"]
+    occurs = union > 0
+    with np.errstate(invalid="ignore", divide="ignore"):
+        iou = np.where(occurs, sums["tp"] / union, 0)
+        return {"accuracy": sums["tp"].sum(1) / sums["pixels"], "miou": iou.sum(1) / occurs.sum(1)}
+
+
+def standard_errors(statistics: Statistics, metrics: Metrics) -> dict[str, float]:
+    """The jackknife's standard error of each metric over images; NaN with fewer than two images.
+
+    Every image is left out once, and the squared changes of the metric are added up, times (images - 1) / images
+    (Efron & Tibshirani, An Introduction to the Bootstrap, 1993, ch. 11; deviations are taken from the metric of all
+    images, which is never less than from their mean). A class that only one image has drops out of the mean with this
+    image: so the error includes that other images have other classes. Draws with replacement understate this, and the
+    percentiles of such draws also lean to one side, because every draw loses rare classes and none can gain any.
+
+    Metrics must change smoothly with the sums, as ratios do; for a median, the jackknife is wrong.
+
+    Args:
+        statistics: one row per image. metrics: of sums over sets of images.
+    """
+    return {name: _error(whole, without) for name, (whole, without) in _without_each(statistics, metrics).items()}
+
+
+def intervals(
+    statistics: Statistics, metrics: Metrics, level: float = 0.95, bounds: tuple[float, float] = (0.0, 1.0)
+) -> dict[str, tuple[float, float]]:
+    """Confidence intervals of metrics over images: Student's t times the jackknife's `standard_errors` on either side.
+
+    They cover what sets of as many images give on average, whichever classes these have; in simulations (27 classes, 30
+    to 200 images) 95 % intervals did so in 92 to 98 % of the cases, mIoU and accuracy alike. mIoU itself moves with the
+    number of images: a class's IoU, from a few images, tends to be below that of many, most of all where segments
+    seldom match (one single segment for the whole image). No interval around the value tells how far.
+
+    Args:
+        statistics: one row per image. metrics: of sums over sets of images. bounds: no metric is below or above these;
+            the intervals end there.
 
     Returns:
-        {"accuracy", "miou": {"difference", "interval": (low, high), "p"}}. p: two-sided, twice the smaller share of
-        draws in which the difference is not above or not below 0; at least 1 / samples.
+        {metric: (low, high)}. Without width if leaving out any image changes nothing; NaN with fewer than two images,
+        or if a metric is undefined without one of the images.
     """
-    draws = _draws(len(first), samples, seed)
-    a, b = _resample(first, draws), _resample(second, draws)
-    whole_a, whole_b = summarise(first), summarise(second)
-    found = {}
-    for name in ("accuracy", "miou"):
-        difference = b[name] - a[name]
-        tail = min((difference <= 0).mean(), (difference >= 0).mean())
-        found[name] = {
-            "difference": whole_b[name] - whole_a[name],
-            "interval": _central(difference, level),
-            "p": float(min(1.0, max(2 * tail, 1 / samples))),
+    result = {}
+    for name, (whole, without) in _without_each(statistics, metrics).items():
+        low, high = np.clip(_interval(whole, _error(whole, without), len(without), level), *bounds)
+        result[name] = (float(low), float(high))
+    return result
+
+
+def paired_intervals(
+    first: Statistics, second: Statistics, metrics: Metrics, level: float = 0.95
+) -> dict[str, dict[str, Any]]:
+    """How much better the second of two methods is than the first on the same images: second - first.
+
+    As `intervals`, of the difference: an image is left out for both, so what is hard for both cancels.
+
+    Args:
+        first, second: statistics of the same images, in the same order.
+
+    Returns:
+        {metric: {"difference", "interval": (low, high), "p"}}. p: of Student's t test, two-sided: the interval of level
+        1 - p ends at 0. 1 if the methods never differ.
+
+    Raises:
+        ValueError: different numbers of images.
+    """
+    a, b = _without_each(first, metrics), _without_each(second, metrics)
+    result = {}
+    for name in a:
+        (whole_a, without_a), (whole_b, without_b) = a[name], b[name]
+        images = len(without_a)
+        if len(without_b) != images:
+            raise ValueError(f"{images} and {len(without_b)} images cannot be paired")
+        difference = whole_b - whole_a
+        error = _error(difference, without_b - without_a)
+        result[name] = {
+            "difference": difference,
+            "interval": _interval(difference, error, images, level),
+            "p": _p(difference, error, images),
         }
-    return found
+    return result
 
 
-def _draws(images: int, samples: int, seed: int) -> np.ndarray:
-    """How often each image is drawn, float64 [samples, images]."""
-    return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=samples).astype(np.float64)
+def _without_each(statistics: Statistics, metrics: Metrics) -> dict[str, tuple[float, np.ndarray]]:
+    """Each metric of all images, and, float64 [images], without each of them."""
+    images = len(next(iter(statistics.values())))
+    totals = {name: values.sum(0) for name, values in statistics.items()}
+    blocks = [
+        metrics({name: totals[name] - values[start : start + _BLOCK] for name, values in statistics.items()})
+        for start in range(0, images, _BLOCK)
+    ]
+    whole = metrics({name: total[None] for name, total in totals.items()})
+    return {name: (float(value[0]), np.concatenate([b[name] for b in blocks])) for name, value in whole.items()}
 
 
-def _resample(counts: Sequence[Counts], drawn: np.ndarray) -> dict[str, np.ndarray]:
-    """accuracy and miou of each draw, [samples]."""
-    tp, fp, fn = (drawn @ np.stack([getattr(c, kind) for c in counts]) for kind in ("tp", "fp", "fn"))
-    union, pixels = tp + fp + fn, drawn @ np.array([c.pixels for c in counts])
-    with np.errstate(invalid="ignore", divide="ignore"):
-        miou = np.where(union > 0, tp / union, 0).sum(1) / (union > 0).sum(1)
-        return {"accuracy": tp.sum(1) / pixels, "miou": miou}
+def _error(whole: float, without: np.ndarray) -> float:
+    images = len(without)
+    return float(np.sqrt((images - 1) / images * ((without - whole) ** 2).sum())) if images > 1 else float("nan")
 
 
-def _central(values: np.ndarray, level: float) -> tuple[float, float]:
-    low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+def _interval(value: float, error: float, images: int, level: float) -> tuple[float, float]:
+    reach = float(stdtrit(images - 1, (1 + level) / 2)) * error if images > 1 else float("nan")
+    return value - reach, value + reach
+
+
+def _p(difference: float, error: float, images: int) -> float:
+    if error == 0:
+        return 1.0 if difference == 0 else 0.0
+    return float(2 * stdtr(images - 1, -abs(difference) / error)) if images > 1 else float("nan")
 
 
 def tie_sensitivity(hists: Sequence[np.ndarray], orders: int = 20, seed: int = 0) -> tuple[float, float]:

@@ -6,14 +6,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binom
 
 from diffseg.eval.metrics import (
     Counts,
+    Metrics,
     agreement,
-    bootstrap,
     histogram,
+    intervals,
     match,
-    paired_bootstrap,
+    paired_intervals,
+    score_metrics,
+    standard_errors,
+    statistics_of,
     summarise,
     tie_sensitivity,
 )
@@ -111,30 +116,160 @@ def random_counts(n: int, seed: int = 0) -> list:
     return [match(rng.integers(0, 50, (5, 5)) * (rng.random((5, 5)) < 0.5)) for _ in range(n)]
 
 
-def test_bootstrap_of_equal_images_has_no_width():
-    counts = random_counts(1) * 20
-    summary, intervals = summarise(counts), bootstrap(counts, samples=50)
-    for name in ("accuracy", "miou"):
-        assert intervals[name] == pytest.approx((summary[name],) * 2)
+def paper(counts) -> tuple[dict[str, np.ndarray], Metrics]:
+    return statistics_of(counts), score_metrics
 
 
-def test_bootstrap_is_that_of_a_plain_loop():
+def test_metrics_of_sums_are_those_of_the_summary():
     counts = random_counts(30)
-    drawn = np.random.default_rng(0).multinomial(30, np.full(30, 1 / 30), size=40)
-    plain = [summarise([c for c, times in zip(counts, row, strict=True) for _ in range(times)]) for row in drawn]
-    intervals = bootstrap(counts, samples=40)
-    for name in ("accuracy", "miou"):
-        expected = np.quantile([p[name] for p in plain], [0.025, 0.975])
-        assert intervals[name] == pytest.approx(tuple(expected), abs=1e-12)
+    sets = [counts, counts[:1], counts[4:9] * 2, [match(np.zeros((5, 5), int))]]
+    sums = {name: np.stack([statistics_of(c)[name].sum(0) for c in sets]) for name in ("tp", "fp", "fn", "pixels")}
+    for name, values in score_metrics(sums).items():
+        np.testing.assert_allclose(values, [summarise(c)[name] for c in sets], rtol=1e-14)
 
 
-def test_bootstrap_contains_the_value_and_narrows():
+def test_intervals_by_hand():
+    """One class; 2, 5 and 8 of 10 pixels right in three images: without each, 13, 10 and 7 of 20; in all, 15 of 30."""
+    counts = [Counts(np.array([h]), np.array([0]), np.array([10 - h]), 10) for h in (2, 5, 8)]
+    error = (2 / 3 * ((13 / 20 - 1 / 2) ** 2 + 0 + (7 / 20 - 1 / 2) ** 2)) ** 0.5
+    reach = 0.816497 * error  # the 75th percentile of Student's t, 2 degrees of freedom
+    assert standard_errors(*paper(counts)) == pytest.approx({"accuracy": error, "miou": error})
+    for interval in intervals(*paper(counts), level=0.5).values():
+        assert interval == pytest.approx((0.5 - reach, 0.5 + reach), abs=1e-6)
+    assert intervals(*paper(counts), level=0.99)["accuracy"] == (0, 1)  # nothing is beyond
+
+
+def test_a_class_of_a_single_image_widens_the_interval():
+    """Class 1 is in the last image alone: without this image, mIoU is that of class 0. Held in the mean, class 1 would
+    change nothing."""
+    rows = [([6, 0], [4, 0])] * 4 + [([6, 1], [4, 9])]
+    counts = [Counts(np.array(tp), np.zeros(2, int), np.array(fn), sum(tp) + sum(fn)) for tp, fn in rows]
+    assert summarise(counts)["miou"] == pytest.approx((0.6 + 0.1) / 2)
+    assert standard_errors(*paper(counts))["miou"] == pytest.approx((4 / 5) ** 0.5 * (0.6 - 0.35))
+
+
+def test_standard_errors_are_those_of_a_plain_loop():
+    counts = random_counts(600)  # more than one block
+    whole = summarise(counts)
+    without = [summarise(counts[:i] + counts[i + 1 :]) for i in range(600)]
+    for name, error in standard_errors(*paper(counts)).items():
+        expected = (599 / 600 * sum((w[name] - whole[name]) ** 2 for w in without)) ** 0.5
+        assert error == pytest.approx(expected, rel=1e-9)
+
+
+def test_intervals_of_equal_images_have_no_width():
+    counts = random_counts(1) * 20
+    summary = summarise(counts)
+    for name, (low, high) in intervals(*paper(counts)).items():
+        assert low == high == pytest.approx(summary[name])
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 10**6), images=st.integers(2, 40))
+def test_the_value_is_strictly_inside(seed, images):
+    counts = random_counts(images, seed)
+    summary = summarise(counts)
+    for name, (low, high) in intervals(*paper(counts)).items():
+        assert low < summary[name] < high
+
+
+def test_intervals_are_the_same_every_time_and_in_any_order():
+    counts = random_counts(30)
+    assert intervals(*paper(counts)) == intervals(*paper(counts))
+    for name, interval in intervals(*paper(counts[::-1])).items():
+        assert interval == pytest.approx(intervals(*paper(counts))[name], abs=1e-12)
+
+
+def test_intervals_narrow():
     few, many = random_counts(20), random_counts(500)
-    for counts in (few, many):
-        low, high = bootstrap(counts)["accuracy"]
-        assert low < summarise(counts)["accuracy"] < high
-    width = [np.diff(bootstrap(counts)["accuracy"])[0] for counts in (few, many)]
+    width = [np.diff(intervals(*paper(counts))["accuracy"])[0] for counts in (few, many)]
     assert width[1] < width[0] / 3
+
+
+def test_one_image_has_no_interval():
+    counts = random_counts(1)
+    assert np.isnan([*intervals(*paper(counts)).values()]).all()
+    for row in paired_intervals(statistics_of(counts), *paper(counts)).values():
+        assert row["difference"] == 0
+        assert np.isnan(row["interval"]).all()
+
+
+def test_statistics_of_another_protocol():
+    """Any additive statistics and ratios of their sums: here the mean of the values, whose jackknife is the textbook's
+    standard error."""
+    values = np.random.default_rng(0).normal(5, 2, 40)
+    statistics = {"value": values, "images": np.ones(40)}
+    interval = intervals(statistics, lambda s: {"mean": s["value"] / s["images"]}, bounds=(-np.inf, np.inf))["mean"]
+    reach = 2.022691 * values.std(ddof=1) / 40**0.5  # Student's t, 39 degrees of freedom
+    assert interval == pytest.approx((values.mean() - reach, values.mean() + reach), abs=1e-6)
+
+
+REPEATS = 1000
+
+
+@pytest.fixture(scope="module")
+def population() -> dict[str, dict]:
+    """Statistics of 3000 images under two methods: one single segment, and classes taken for others and cut in parts.
+
+    27 classes in 50 % down to 1 % of the images, of typical sizes that differ by a factor of 10 or more.
+    """
+    rng = np.random.default_rng(0)
+    share, size = np.geomspace(0.5, 0.01, 27), np.exp(rng.normal(0, 1.2, 27))
+    counts: dict[str, list] = {"single": [], "many": []}
+    for _ in range(3000):
+        classes = np.flatnonzero(rng.random(27) < share)
+        if not len(classes):
+            classes = rng.choice(27, 1, p=share / share.sum())
+        area = size[classes] * rng.gamma(1, 1, len(classes))
+        area = np.ceil(4000 * area / area.sum()).astype(int)
+        single, many = np.zeros((27, 27), int), np.zeros((27, 27), int)
+        single[classes, 0] = area
+        for column, (c, pixels) in enumerate(zip(classes, area, strict=True)):
+            right = rng.beta(4, 1 + c % 5)
+            many[c, column] = round(right * pixels)
+            many[c, rng.integers(len(classes) + 2)] += pixels - many[c, column]
+        counts["single"].append(match(single))
+        counts["many"].append(match(many))
+    return {name: statistics_of(c) for name, c in counts.items()}
+
+
+def samples(population: dict, images: int) -> tuple[dict, dict]:
+    """REPEATS random samples of each method, and what many more have on average: {method: {metric: mean}}."""
+    rng = np.random.default_rng(images)
+    drawn = [rng.integers(3000, size=images) for _ in range(REPEATS)]
+    times = rng.multinomial(images, np.full(3000, 1 / 3000), size=4000).astype(float)
+    rows = {m: [{k: v[d] for k, v in s.items()} for d in drawn] for m, s in population.items()}
+    sums = {m: score_metrics({k: times @ v for k, v in s.items()}) for m, s in population.items()}
+    return rows, {m: {k: v.mean() for k, v in values.items()} for m, values in sums.items()}
+
+
+def assert_covers(low: np.ndarray, high: np.ndarray, value: float) -> None:
+    """What 95 % intervals promise in their docstring: 92 to 98 %, and no more than 5 % misses on either side; each give
+    or take what a binomial count of REPEATS exceeds once in a thousand."""
+    inside = ((low <= value) & (value <= high)).sum()
+    assert binom.ppf(0.001, REPEATS, 0.92) <= inside <= binom.ppf(0.999, REPEATS, 0.98)
+    assert max((high < value).sum(), (value < low).sum()) <= binom.ppf(0.999, REPEATS, 0.05)
+
+
+@pytest.mark.parametrize("images", [30, 64, 200])
+@pytest.mark.parametrize("method", ["single", "many"])
+def test_intervals_cover_what_samples_have_on_average(population, method, images):
+    """Percentiles of draws with replacement fail this: too narrow, and below."""
+    drawn, mean = samples(population, images)
+    results = [intervals(s, score_metrics) for s in drawn[method]]
+    for name in ("accuracy", "miou"):
+        low, high = np.array([r[name] for r in results]).T
+        assert_covers(low, high, mean[method][name])
+
+
+@pytest.mark.parametrize("images", [30, 64, 200])
+def test_paired_intervals_cover_the_mean_difference(population, images):
+    drawn, mean = samples(population, images)
+    pairs = zip(drawn["single"], drawn["many"], strict=True)
+    results = [paired_intervals(first, second, score_metrics) for first, second in pairs]
+    for name in ("accuracy", "miou"):
+        low, high = np.array([r[name]["interval"] for r in results]).T
+        assert_covers(low, high, mean["many"][name] - mean["single"][name])
 
 
 def test_tie_sensitivity_by_hand():
@@ -148,24 +283,38 @@ def test_tie_sensitivity_by_hand():
     assert high == pytest.approx((0.6 + 8 / 12) / 2)  # to class 1
 
 
-def test_paired_bootstrap_of_a_method_with_itself_finds_nothing():
+def test_paired_intervals_of_a_method_with_itself_find_nothing():
     counts = random_counts(20)
-    for row in paired_bootstrap(counts, counts, samples=100).values():
+    for row in paired_intervals(statistics_of(counts), *paper(counts)).values():
         assert (row["difference"], row["interval"], row["p"]) == (0, (0, 0), 1)
 
 
-def test_paired_bootstrap_sees_a_small_gain_that_separate_intervals_hide():
+def test_paired_intervals_see_a_small_gain_that_separate_ones_hide():
     """Images differ a lot; the second method is better by one pixel of 100 on each: certain, though small."""
     rng = np.random.default_rng(0)
     hits = rng.integers(10, 90, 40)
     first, second = (
-        [Counts(np.array([h + more]), np.array([0]), np.array([100 - h - more]), 100) for h in hits] for more in (0, 1)
+        statistics_of([Counts(np.array([h + more]), np.array([0]), np.array([100 - h - more]), 100) for h in hits])
+        for more in (0, 1)
     )
-    found = paired_bootstrap(first, second, samples=200)["accuracy"]
-    assert found["difference"] == pytest.approx(0.01)
-    assert found["interval"] == pytest.approx((0.01, 0.01))
-    assert found["p"] == 1 / 200
-    low, high = bootstrap(first)["accuracy"]
+    gain = paired_intervals(first, second, score_metrics)["accuracy"]
+    assert gain["difference"] == pytest.approx(0.01)
+    assert gain["interval"] == pytest.approx((0.01, 0.01))
+    assert gain["p"] < 1e-9
+    low, high = intervals(first, score_metrics)["accuracy"]
     assert high - low > 0.05
-    swapped = paired_bootstrap(second, first, samples=200)["accuracy"]
-    assert swapped["difference"] == -found["difference"]
+    swapped = paired_intervals(second, first, score_metrics)["accuracy"]
+    assert swapped["difference"] == -gain["difference"]
+
+
+def test_p_is_where_the_interval_ends_at_nothing():
+    first, second = (statistics_of(random_counts(20, seed)) for seed in (0, 1))
+    for name, row in paired_intervals(first, second, score_metrics).items():
+        assert 0 < row["p"] < 1
+        ends = paired_intervals(first, second, score_metrics, level=1 - row["p"])[name]["interval"]
+        assert min(np.abs(ends)) == pytest.approx(0, abs=1e-9)
+
+
+def test_methods_on_different_images_are_not_paired():
+    with pytest.raises(ValueError, match="20 and 21 images"):
+        paired_intervals(statistics_of(random_counts(20)), *paper(random_counts(21)))
