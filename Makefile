@@ -37,13 +37,13 @@ ablations: setup  ## the paper's ablations (R, tau, M, N, refinement, t) and rel
 	done
 
 figures: setup   ## results/figures: the method at a glance, the effect of R, a gallery; curves of the ablations in RUNS="folders"
-	$(RUN) -m diffseg.eval.figures overview --out results/figures/overview.png
-	$(RUN) -m diffseg.eval.figures weights scene:3 --threshold 0.3 --out results/figures/weights.png
-	$(RUN) -m diffseg.eval.figures gallery scene:1 scene:3 scene:7 scene:9 --out results/figures/gallery.jpg
-	$(if $(RUNS),$(RUN) -m diffseg.eval.figures curves $(RUNS) --out results/figures)
+	$(RUN) -m diffseg.eval.show.figures overview --out results/figures/overview.png
+	$(RUN) -m diffseg.eval.show.figures weights scene:3 --threshold 0.3 --out results/figures/weights.png
+	$(RUN) -m diffseg.eval.show.figures gallery scene:1 scene:3 scene:7 scene:9 --out results/figures/gallery.jpg
+	$(if $(RUNS),$(RUN) -m diffseg.eval.show.figures curves $(RUNS) --out results/figures)
 
 tables: setup    ## results/tables: published beside measured, from the runs on disk
-	$(RUN) -m diffseg.eval.tables
+	$(RUN) -m diffseg.eval.show.tables
 
 test: setup      ## all tests (five to ten minutes, 8 GB of memory)
 	$(RUN) -m pytest

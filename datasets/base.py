@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,35 +12,76 @@ import torch
 from PIL import Image
 
 from diffseg.datasets.transforms import image_to_pixels, resize_label
+from diffseg.errors import UserError, did_you_mean
+from diffseg.files import content_hashes
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """A data set that is incomplete or a file that is damaged; the message names it and says what to do."""
 
 
 class Dataset:
     """Photos with labels, pre-processed as the protocol says. A subclass fills keys, classes, photo and raw_label.
 
-    keys: in evaluation order. classes: names; a label is an index into them, -1 = ignored. labelled: whether there are
-    labels to score against. note: one sentence on what part of the benchmark this is, or "".
+    keys: in evaluation order. classes: names; a label is an index into them, -1 = ignored. background: index of the
+    class that stands for all else, None: there is none. labelled: whether there are labels to score against. note: what
+    part of the benchmark this is, "" only for exactly the images that published numbers are of. located: the
+    constructor's arguments that say where the data lies, not what it is.
     """
 
     classes: tuple[str, ...] = ()
+    background: int | None = None
     labelled: bool = True
     note: str = ""
     size: int = 512
     keys: list[str]
+    located: tuple[str, ...] = ("root", "keys")
 
     def __len__(self) -> int:
         return len(self.keys)
 
+    def choose(self, count: int | None = None, keys: Sequence[str] | str | Path | None = None) -> None:
+        """Keeps a part of the images, and says so in `note`: the last step of a constructor.
+
+        Args:
+            count: the first so many. keys: these, in this order; or a text file with one on each line.
+
+        Raises:
+            DataError: a count out of range, a key that the data set does not have, a file that is not there.
+        """
+        whole = self.note or f"{len(self.keys):,} images"
+        if keys is not None:
+            wanted = _read_keys(keys)
+            known = set(self.keys)
+            unknown = [key for key in wanted if key not in known]
+            if unknown or not wanted:
+                near = did_you_mean(unknown[0], self.keys) if unknown else ""
+                raise DataError(
+                    f"keys: there is no image {unknown[0]!r}{near}" if unknown else "keys: no image is named"
+                )
+            self.keys = list(dict.fromkeys(wanted))
+            self.note = f"{len(self.keys):,} chosen of {whole}"
+        if count is not None:
+            if type(count) is not int or not 1 <= count <= len(self.keys):
+                raise DataError(f"count must be 1 to {len(self.keys)} images, got {count!r}")
+            if count < len(self.keys):
+                self.keys = self.keys[:count]
+                self.note = f"the first {count:,} of {self.note or whole}"
+
     def fingerprint(self) -> str:
-        """Changes with the keys and with the photos' files (sha256 of keys and file sizes, 16 hex digits)."""
-        facts = [(key, file.stat().st_size if (file := self.file(key)) and file.is_file() else 0) for key in self.keys]
-        return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+        """Hash of the keys and of what the photos' files hold, wherever they lie (16 hex digits)."""
+        return _hash_of(self.keys, {key: file for key in self.keys if (file := self.file(key))})
+
+    def truth_fingerprint(self) -> str:
+        """Hash of the keys and of what the labels' files hold (16 hex digits)."""
+        return _hash_of(self.keys, {key: file for key in self.keys if (file := self.truth_file(key))})
 
     def file(self, key: str) -> Path | None:
         """The photo's file; None where there is none."""
+        return None
+
+    def truth_file(self, key: str) -> Path | None:
+        """The label's file; None where there is none of its own."""
         return None
 
     def photo(self, key: str) -> np.ndarray:
@@ -51,9 +92,12 @@ class Dataset:
         """The labels at the photo's own size, int [H, W], -1 = ignored."""
         raise NotImplementedError(f"{type(self).__name__} does not say how its labels are read")
 
-    def image(self, key: str) -> torch.Tensor:
-        """float32 [3, size, size] in [-1, 1]: centre crop, bilinear without antialiasing."""
-        return image_to_pixels(self.photo(key), self.size)
+    def image(self, key: str, size: int | None = None) -> torch.Tensor:
+        """float32 [3, size, size] in [-1, 1]: centre crop, bilinear without antialiasing.
+
+        size: in place of the data set's.
+        """
+        return image_to_pixels(self.photo(key), size or self.size)
 
     def label(self, key: str) -> np.ndarray:
         """int16 [size, size], -1 = ignored: centre crop, nearest-exact."""
@@ -74,6 +118,23 @@ class Dataset:
                 f"{file} is {width} x {height} but its label {shape[1]} x {shape[0]} pixels: one of the two files "
                 f"belongs to another version of the data set; fetch both again"
             )
+
+
+def _hash_of(keys: Sequence[str], files: dict[str, Path]) -> str:
+    facts = [list(keys), sorted(content_hashes(files).items())]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
+
+def _read_keys(keys: Sequence[str] | str | Path) -> list[str]:
+    if not isinstance(keys, str | Path):
+        return [str(key) for key in keys]
+    try:
+        return [key.strip() for key in Path(keys).read_text().splitlines() if key.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not a text file"
+        raise DataError(
+            f"keys: cannot read {keys} ({reason}): give a list, or a file with a key on each line"
+        ) from None
 
 
 def read_photo(path: Path) -> np.ndarray:

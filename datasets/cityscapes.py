@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,7 @@ CLASSES = (
     "bus", "caravan", "trailer", "train", "motorcycle", "bicycle",
 )  # fmt: skip
 _FIRST, _LAST = 7, 33
+FRAMES = 500
 DOWNLOADS = "https://www.cityscapes-dataset.com/downloads/"
 HINT = "; make data-cityscapes says where to get it"
 LAYOUT = "ROOT/leftImg8bit/val/CITY/*_leftImg8bit.png with ROOT/gtFine/val/CITY/*_gtFine_labelIds.png" + HINT
@@ -26,7 +28,8 @@ class Cityscapes(Dataset):
     """500 frames (val) of 2048 x 1024; the centre crop keeps the middle 1024 x 1024. keys: "city/city_000000_000019".
 
     Args:
-        root: folder that holds leftImg8bit and gtFine. split: val, train.
+        root: folder that holds leftImg8bit and gtFine. split: val, train. count, keys: a part of the frames, see
+            `Dataset.choose`.
 
     Raises:
         DataError: no frames, or frames without their partner.
@@ -34,7 +37,14 @@ class Cityscapes(Dataset):
 
     classes = CLASSES
 
-    def __init__(self, root: str | Path, split: str = "val", size: int = 512):
+    def __init__(
+        self,
+        root: str | Path,
+        split: str = "val",
+        size: int = 512,
+        count: int | None = None,
+        keys: Sequence[str] | str | None = None,
+    ):
         self.size = size
         self._photos = require_folder(Path(root) / "leftImg8bit" / split, LAYOUT)
         self._labels = require_folder(Path(root) / "gtFine" / split, LAYOUT)
@@ -49,12 +59,19 @@ class Cityscapes(Dataset):
                 f"fetch leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip again"
             )
         self.keys = sorted(photos)
-        whole = split == "val" and len(self.keys) != 500
-        self.note = f"{len(self.keys)} of the 500 frames of val" if whole else ""
+        if split != "val":
+            self.note = f"{len(self.keys):,} frames of {split}, not of val"
+        elif len(self.keys) != FRAMES:
+            self.note = f"{len(self.keys)} of the {FRAMES} frames of val"
+        self.choose(count, keys)
 
     def file(self, key: str) -> Path:
         """ROOT/leftImg8bit/SPLIT/KEY_leftImg8bit.png."""
         return self._photos / f"{key}_leftImg8bit.png"
+
+    def truth_file(self, key: str) -> Path:
+        """ROOT/gtFine/SPLIT/KEY_gtFine_labelIds.png."""
+        return self._labels / f"{key}_gtFine_labelIds.png"
 
     def photo(self, key: str) -> np.ndarray:
         """uint8 [1024, 2048, 3]."""
@@ -62,7 +79,7 @@ class Cityscapes(Dataset):
 
     def raw_label(self, key: str) -> np.ndarray:
         """int32 [1024, 2048]: labelIds 7..33 -> 0..26, all else -1."""
-        ids = read_map(self._labels / f"{key}_gtFine_labelIds.png")
+        ids = read_map(self.truth_file(key))
         return np.where((ids >= _FIRST) & (ids <= _LAST), ids - _FIRST, -1)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from io import StringIO
@@ -14,6 +14,7 @@ from pycocotools.coco import COCO
 from rich.progress import track
 
 from diffseg.datasets.base import DataError, Dataset, read_map, read_photo, require_folder
+from diffseg.files import cache_folder, content_hashes, write
 
 CLASSES: tuple[str, ...] = (
     "electronic-things",
@@ -92,6 +93,7 @@ class CocoStuff27(Dataset):
         split: "stuff27", the paper's 2,175 images, found by rule; "all", every image with a label.
         labels: "png", the stuffthingmaps; "json", the official annotations, painted by pycocotools; "auto", PNGs where
             there are any.
+        count, keys: a part of the images, see `Dataset.choose`.
 
     Raises:
         DataError: folders or images missing, or the full val2017 gives another split than the paper's.
@@ -99,7 +101,15 @@ class CocoStuff27(Dataset):
 
     classes = CLASSES
 
-    def __init__(self, root: str | Path, split: str = "stuff27", labels: str = "auto", size: int = 512):
+    def __init__(
+        self,
+        root: str | Path,
+        split: str = "stuff27",
+        labels: str = "auto",
+        size: int = 512,
+        count: int | None = None,
+        keys: Sequence[str] | str | None = None,
+    ):
         if split not in ("stuff27", "all") or labels not in ("auto", "png", "json"):
             raise DataError(f"split must be stuff27 or all, labels auto, png or json; got {split!r} and {labels!r}")
         self.root, self.size = Path(root), size
@@ -118,12 +128,26 @@ class CocoStuff27(Dataset):
             lacking = sorted(photos - known)
             raise DataError(f"{len(lacking)} photos of {self._photos} have no label, such as {', '.join(lacking[:3])}")
         self.keys = sorted(photos)
+        self.note = f"all {len(self.keys):,} images, not the paper's split"
         if split == "stuff27":
-            self.keys = self._split()
+            self.note, self.keys = "", self._split()
+        self.choose(count, keys)
 
     def file(self, key: str) -> Path:
         """ROOT/val2017/KEY.jpg."""
         return self._photos / f"{key}.jpg"
+
+    def truth_file(self, key: str) -> Path | None:
+        """ROOT/stuffthingmaps/val2017/KEY.png; None where labels are painted from the official JSON."""
+        return self._maps / f"{key}.png" if self._annotations is None else None
+
+    def truth_fingerprint(self) -> str:
+        """Hash of the keys and of the PNGs, or of the JSON files that the labels are painted from."""
+        if self._annotations is None:
+            return super().truth_fingerprint()
+        files = {file.name: file for file in self._annotations.files}
+        facts = [self.keys, sorted(content_hashes(files).items())]
+        return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
     def photo(self, key: str) -> np.ndarray:
         """uint8 [H, W, 3]."""
@@ -137,7 +161,8 @@ class CocoStuff27(Dataset):
         """The fine labels, int32 [H, W]: 0..181, 255 = unlabelled."""
         if self._annotations is not None:
             return self._annotations.paint(key)
-        path = self._maps / f"{key}.png"
+        path = self.truth_file(key)
+        assert path is not None
         values = read_map(path)
         wrong = values[((values >= len(COARSE)) & (values != UNLABELLED)) | (values < 0)]
         if wrong.size:
@@ -148,7 +173,7 @@ class CocoStuff27(Dataset):
 
     def _split(self) -> list[str]:
         """The images of the split among those there are; derived from all labels once, then remembered."""
-        cache = _cache_folder() / f"coco-stuff27-{self._fingerprint()}.txt"
+        cache = cache_folder() / f"coco-stuff27-{self._fingerprint()}.txt"
         if cache.is_file():
             keys = cache.read_text().split()
         else:
@@ -161,9 +186,7 @@ class CocoStuff27(Dataset):
                     f"some files differ from the official ones; fetch the stuffthingmaps again"
                 )
             cache.parent.mkdir(parents=True, exist_ok=True)
-            partial = cache.with_suffix(f".{os.getpid()}.partial")
-            partial.write_text("".join(f"{key}\n" for key in keys))
-            partial.replace(cache)
+            write(cache, "".join(f"{key}\n" for key in keys))
         if not keys:
             raise DataError(f"none of the {len(self.keys)} images of {self.root} belongs to the split: use split=all")
         if _sha256(keys) != SPLIT_SHA256:
@@ -184,10 +207,6 @@ class CocoStuff27(Dataset):
 
 def _sha256(keys: list[str]) -> str:
     return hashlib.sha256("".join(f"{key}\n" for key in keys).encode()).hexdigest()
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffseg"
 
 
 class _Annotations:

@@ -21,6 +21,7 @@ class Folder(Dataset):
         classes: names of the label values 0, 1, ...; empty: the values found, unnamed.
         ignore: label value that is not scored.
         label_suffix: what replaces the image's suffix to give its label's name.
+        count, keys: a part of the images, see `Dataset.choose`.
 
     Raises:
         DataError: no images, or labels for some of the images only.
@@ -33,6 +34,8 @@ class Folder(Dataset):
         ignore: int = 255,
         label_suffix: str = ".label.png",
         size: int = 512,
+        count: int | None = None,
+        keys: Sequence[str] | str | None = None,
     ):
         self.root, self.ignore, self.size, self._suffix = Path(root), ignore, size, label_suffix
         if not self.root.is_dir():
@@ -57,6 +60,7 @@ class Folder(Dataset):
         if self.labelled and not self.classes:
             most = max(int(self.raw_label(key).max()) for key in self.keys)
             self.classes = tuple(str(value) for value in range(most + 1))
+        self.choose(count, keys)
 
     def _label_path(self, key: str) -> Path:
         return self.root / f"{key}{self._suffix}"
@@ -64,6 +68,10 @@ class Folder(Dataset):
     def file(self, key: str) -> Path:
         """The photo's file."""
         return self._photos[key]
+
+    def truth_file(self, key: str) -> Path | None:
+        """NAME.label.png; None: there are no labels."""
+        return self._label_path(key) if self.labelled else None
 
     def photo(self, key: str) -> np.ndarray:
         """uint8 [H, W, 3]."""

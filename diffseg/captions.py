@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from diffseg.attention import quiet, resolve_device
+from diffseg.backbones.diffusion import quiet
+from diffseg.devices import resolve_device
+from diffseg.errors import UserError
 
 CAPTIONER = "Salesforce/blip-image-captioning-base"
 TAGGER = "en_core_web_sm"
@@ -21,7 +23,7 @@ _PICTURE = frozenset({"photo", "photograph", "picture", "image"})
 _MAX_TOKENS = 30  # of a caption: well within what a text encoder of 77 tokens reads
 
 
-class CaptionError(ValueError):
+class CaptionError(UserError):
     """A caption that names nothing; the message says so."""
 
 
@@ -40,12 +42,12 @@ class Captioner:
         """Loads a BLIP captioner, a folder or a hub id: safetensors only, never pickle.
 
         Raises:
-            ValueError: a folder that is not there, a model that is no BLIP captioner, no such device.
+            UserError: a folder that is not there, a model that is no BLIP captioner, no such device.
             OSError: the hub cannot be reached or does not have the model.
         """
         place = resolve_device(device)
         if not Path(name).is_dir() and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
-            raise ValueError(
+            raise UserError(
                 f"there is no captioner {name!r}: give a Hugging Face hub id such as {CAPTIONER}, or a folder"
             )
         with quiet():
@@ -58,7 +60,7 @@ class Captioner:
                     f"picture shows with --nouns or --caption"
                 ) from error
         if parts is None:
-            raise ValueError(f"{name!r} is no BLIP captioner but {kind}: take one such as {CAPTIONER}")
+            raise UserError(f"{name!r} is no BLIP captioner but {kind}: take one such as {CAPTIONER}")
         model, processor, tokenizer = parts
         return cls(model.to(place).eval(), processor, tokenizer)
 
@@ -89,14 +91,14 @@ def load_tagger() -> Any:
     """spaCy's small English model, which marks the nouns of a text.
 
     Raises:
-        ValueError: it is not installed; the message says how to install it.
+        UserError: it is not installed; the message says how to install it.
     """
     try:
         import spacy
 
         return spacy.load(TAGGER, exclude=["parser", "ner", "lemmatizer"])
     except (ImportError, OSError):
-        raise ValueError(
+        raise UserError(
             f"finding the nouns of a caption needs spaCy's small English model: install it with pip install "
             f"'diffseg[semantic]' and python -m spacy download {TAGGER}, or name what the picture shows with --nouns"
         ) from None

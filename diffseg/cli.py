@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +13,24 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from diffseg.errors import UserError
 from diffseg.files import check_writable, write
+from diffseg.options import (
+    Anchors,
+    Device,
+    Dtype,
+    Iterations,
+    Model,
+    Out,
+    Photos,
+    Refine,
+    Revision,
+    Size,
+    Threshold,
+    Timestep,
+    Weights,
+    one_sentence,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,31 +45,6 @@ OUTPUTS = (".labels.png", ".overlay.png", ".json")
 @app.callback()
 def _main() -> None:
     """DiffSeg: unsupervised zero-shot segmentation from the self-attention of a diffusion model."""
-
-
-# The options that the commands share.
-Photos = Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.", show_default=False)]
-Out = Annotated[Path, typer.Option(help="Folder for the results.")]
-Model = Annotated[str, typer.Option(help="Embedded model, Hugging Face hub id, or folder in diffusers' layout.")]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
-Threshold = Annotated[
-    str | None,
-    typer.Option(help="tau in nats; one for all iterations, or one for each: 0.5,0.9,1.1. (default: the model's own)"),
-]
-Anchors = Annotated[int, typer.Option(help="M of the M x M grid of anchors.")]
-Iterations = Annotated[
-    int | None, typer.Option(help="N, iterations of merging. (default: 3, or as many as several thresholds)")
-]
-Weights = Annotated[
-    str | None, typer.Option(help="R, finest resolution first: 64,32,16,8. (default: proportional to the resolution)")
-]
-Timestep = Annotated[int | None, typer.Option(help="t, 0 to 999. (default: the model's own)")]
-Refine = Annotated[bool, typer.Option("--refine", help="k-means over all attention maps at the end.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
-Dtype = Annotated[
-    str | None, typer.Option(help="float32, float16 or bfloat16. (default: float32 on the CPU, float16 elsewhere)")
-]
-Size = Annotated[int, typer.Option(help="Side in pixels of the square whose area a photo is resized to for the model.")]
 
 
 @app.command()
@@ -116,7 +107,7 @@ def label(
         options = {"anchors": anchors, "iterations": iterations, "refine": refine, "size": size}
         jobs = name_outputs(find_photos(photos))
         if sum(given is not None for given in (nouns, caption, captioner)) > 1:
-            raise ValueError("give only one of --nouns, --caption and --captioner")
+            raise UserError("give only one of --nouns, --caption and --captioner")
         from diffseg.semantic import check_voting
         from diffseg.semantic import label as label_photo
 
@@ -172,7 +163,7 @@ def _load(
     given = None if threshold is None else _numbers("--threshold", threshold)
     thresholds = given[0] if given is not None and len(given) == 1 else given  # one is for all iterations
     options = {**options, "weights": None if weights is None else _numbers("--weights", weights)}
-    from diffseg.attention import resolve_device, resolve_dtype
+    from diffseg.devices import resolve_device, resolve_dtype
     from diffseg.segmenter import DiffSeg, Settings
 
     resolve_dtype(dtype, resolve_device(device))
@@ -182,28 +173,18 @@ def _load(
     return seg, seg.settings(thresholds, timestep, **options)
 
 
-@contextmanager
-def one_sentence(program: str = "diffseg") -> Iterator[None]:
-    """Turns the errors that a user can mend into one sentence and exit status 2."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        typer.echo(f"{program}: {error}", err=True)
-        raise typer.Exit(2) from error
-
-
 def _numbers(option: str, text: str) -> list[float]:
     try:
         return [float(x) for x in text.split(",")]
     except ValueError:
-        raise ValueError(f"{option} takes numbers separated by commas, got {text!r}") from None
+        raise UserError(f"{option} takes numbers separated by commas, got {text!r}") from None
 
 
 def find_photos(paths: Iterable[Path]) -> list[Path]:
     """The photos named, and those directly in the folders named, sorted; results of earlier runs are left out.
 
     Raises:
-        ValueError: a folder without photos.
+        UserError: a folder without photos.
     """
     from diffseg.images import SUFFIXES
 
@@ -212,7 +193,7 @@ def find_photos(paths: Iterable[Path]) -> list[Path]:
         if path.is_dir():
             inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.endswith(OUTPUTS))
             if not inside:
-                raise ValueError(f"the folder {path} has no photos ({', '.join(sorted(SUFFIXES))}) directly in it")
+                raise UserError(f"the folder {path} has no photos ({', '.join(sorted(SUFFIXES))}) directly in it")
             found += inside
         else:
             found.append(path)
@@ -223,7 +204,7 @@ def name_outputs(photos: list[Path]) -> dict[str, Path]:
     """Result name -> photo: the photo's name without suffix; where that is taken twice, with suffix, then folder.
 
     Raises:
-        ValueError: two photos whose folder and name are both the same.
+        UserError: two photos whose folder and name are both the same.
     """
     names: list[Callable[[Path], str]] = [
         lambda p: p.stem,
@@ -237,7 +218,7 @@ def name_outputs(photos: list[Path]) -> dict[str, Path]:
         photos = [p for p in photos if count[name(p)] > 1]
     if photos:
         both = names[-1](photos[0])
-        raise ValueError(f"{photos[0]} and {photos[1]} would both be written as {both}: run them with different --out")
+        raise UserError(f"{photos[0]} and {photos[1]} would both be written as {both}: run them with different --out")
     return dict(sorted(jobs.items()))
 
 
@@ -253,7 +234,7 @@ def process_files(
         make: photo uint8 [H, W, 3] and its path -> what to write. jobs: {result name: photo}. model: its name.
 
     Raises:
-        ValueError: a setting that does not fit the model. OSError: a result cannot be written.
+        UserError: a setting that does not fit the model. OSError: a result cannot be written.
     """
     from diffseg.images import ImageError, load_image
 

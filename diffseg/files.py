@@ -1,14 +1,23 @@
-"""Files that appear whole or not at all, so that a killed process never leaves half of one under its real name."""
+"""Files that appear whole or not at all, and hashes of what files hold, wherever they lie."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import socket
 import tempfile
-from collections.abc import Callable
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
 PARTIAL = ".partial"
+_ABANDONED_S = 86_400  # a temporary file that nobody has touched for a day belongs to nobody
+_SETTLED_NS = 2_000_000_000  # a file changed this recently may change again within one tick of its clock
 
 
 def write(path: Path, content: str | bytes | Callable[[BinaryIO], object]) -> None:
@@ -17,7 +26,8 @@ def write(path: Path, content: str | bytes | Callable[[BinaryIO], object]) -> No
     Raises:
         OSError: it cannot be written; the message names the path, and `path` is as it was.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+    # The name is of this machine, process and call, and short, however long the path's own name is.
+    partial = path.with_name(f".{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:8]}{PARTIAL}")
     try:
         with partial.open("wb") as file:
             if callable(content):
@@ -28,6 +38,33 @@ def write(path: Path, content: str | bytes | Callable[[BinaryIO], object]) -> No
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise OSError(f"cannot write {path} ({error.strerror or error}); what is finished is kept") from None
+
+
+def _machine() -> str:
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Removes what killed processes left under temporary names; never what another one, or machine, may be writing."""
+    for path in folder.rglob(f".*{PARTIAL}"):
+        machine, _, rest = path.name.removeprefix(".").partition("-")
+        pid = rest.partition("-")[0]
+        dead = machine == _machine() and pid.isdecimal() and not _runs(int(pid))
+        try:
+            if dead or time.time() - path.stat().st_mtime > _ABANDONED_S:
+                path.unlink()
+        except FileNotFoundError:
+            continue
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
 
 
 def check_writable(folder: Path, remedy: str) -> None:
@@ -42,3 +79,49 @@ def check_writable(folder: Path, remedy: str) -> None:
             pass
     except OSError as error:
         raise OSError(f"cannot write to the output folder {folder} ({error.strerror}): {remedy}") from None
+
+
+def cache_folder() -> Path:
+    """Where what can be made again is kept between calls: $XDG_CACHE_HOME/diffseg, or ~/.cache/diffseg."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffseg"
+
+
+def content_hashes(files: Mapping[str, Path], remember: bool = True) -> dict[str, str]:
+    """sha256 (16 hex digits) of what each file holds, by its key; "" where there is no such file.
+
+    remember: keep hashes by path, size and time of modification, so that a large data set is read once, not once a run.
+    """
+    if not files:
+        return {}
+    places = {key: path.absolute() for key, path in files.items()}
+    known = cache_folder() / "hashes" / f"{_digest(os.path.commonpath(list(places.values())))}.json"
+    remembered: dict[str, list] = {}
+    if remember:
+        with suppress(OSError, ValueError, TypeError):
+            remembered = dict(json.loads(known.read_text()))
+
+    def look(path: Path) -> tuple[str, list | None]:
+        try:
+            facts = path.stat()
+            before = remembered.get(str(path))
+            if before and before[:2] == [facts.st_size, facts.st_mtime_ns]:
+                return before[2], before
+            with path.open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            return "", None
+        settled = time.time_ns() - facts.st_mtime_ns > _SETTLED_NS
+        return content, [facts.st_size, facts.st_mtime_ns, content] if settled else None
+
+    with ThreadPoolExecutor() as pool:
+        results = dict(zip(places, pool.map(look, places.values()), strict=True))
+    fresh = {str(places[key]): facts for key, (_, facts) in results.items() if facts}
+    if remember and any(remembered.get(path) != facts for path, facts in fresh.items()):
+        with suppress(OSError):  # no cache: slower, not wrong
+            known.parent.mkdir(parents=True, exist_ok=True)
+            write(known, json.dumps(remembered | fresh))
+    return {key: content for key, (content, _) in results.items()}
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

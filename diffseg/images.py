@@ -11,12 +11,14 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 from scipy.ndimage import distance_transform_edt
 
+from diffseg.errors import UserError
+
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".avif"})
 MIN_SIDE = 16
 MAX_PIXELS = 100_000_000
 
 
-class ImageError(ValueError):
+class ImageError(UserError):
     """A picture that cannot be used; the message names it and says why."""
 
 

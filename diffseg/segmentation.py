@@ -8,35 +8,15 @@ particular set of resolutions. Computations keep float64 where it comes in and u
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diffseg.devices import full_float32, slice_bytes
+from diffseg.errors import UserError
+
 _CHUNK_BYTES = 64 << 20  # upper bound for temporary arrays in to_labels
-
-
-@contextmanager
-def _full_float32() -> Iterator[None]:
-    """Products of float32 matrices in float32, also where a program allows TF32 or bfloat16: distances need it."""
-    if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # torch before 2.9
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest")
-        try:
-            yield
-        finally:
-            torch.set_float32_matmul_precision(before)
-        return
-    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
-    allowed = [backend.fp32_precision for backend in backends]
-    for backend in backends:
-        backend.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        for backend, precision in zip(backends, allowed, strict=True):
-            backend.fp32_precision = precision
 
 
 def aggregate(maps: dict[tuple[int, int], Tensor], weights: Sequence[float] | None = None) -> Tensor:
@@ -54,10 +34,10 @@ def aggregate(maps: dict[tuple[int, int], Tensor], weights: Sequence[float] | No
         [B, h, w, h, w] (query row, query column, key row, key column), each [b, i, j] sums to 1.
 
     Raises:
-        ValueError: no maps, or weights of the wrong number, negative, or not summing above 0.
+        UserError: no maps, or weights of the wrong number, negative, or not summing above 0.
     """
     if not maps:
-        raise ValueError("aggregate needs the attention maps of at least one resolution")
+        raise UserError("aggregate needs the attention maps of at least one resolution")
     sizes = sorted(maps, key=lambda size: -size[0] * size[1])
     shares = _shares(sizes, weights)
     finest = sizes[0]
@@ -91,7 +71,7 @@ def _share_of(keys: Tensor, size: tuple[int, int], finest: tuple[int, int], shar
     return out
 
 
-@_full_float32()
+@full_float32()
 def _upsampled(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Maps [N, r, c] bilinearly at [N, h, w], half-pixel centres: along each axis the product with that axis' weights.
 
@@ -102,11 +82,6 @@ def _upsampled(maps: Tensor, size: tuple[int, int]) -> Tensor:
         for n, to in zip(maps.shape[1:], size, strict=True)
     )
     return down.T @ (maps @ across)
-
-
-def slice_bytes(device: torch.device) -> int:
-    """Bytes worth working on at a time: on a CPU what stays in its cache, elsewhere enough to keep the device busy."""
-    return 8 << 20 if device.type == "cpu" else 1 << 30
 
 
 def _slices(x: Tensor) -> Iterator[slice]:
@@ -122,11 +97,11 @@ def _shares(sizes: list[tuple[int, int]], weights: Sequence[float] | None) -> li
         weights = [(h * w) ** 0.5 for h, w in sizes]
     names = ", ".join(f"{h}x{w}" for h, w in sizes)
     if len(weights) != len(sizes):
-        raise ValueError(
+        raise UserError(
             f"weights: {len(weights)} given, but there are {len(sizes)} resolutions ({names}), finest first"
         )
     if not all(0 <= x < float("inf") for x in weights) or sum(weights) <= 0:
-        raise ValueError(f"weights must be at least 0 and sum above 0, got {list(weights)} for {names}")
+        raise UserError(f"weights must be at least 0 and sum above 0, got {list(weights)} for {names}")
     return [x / sum(weights) for x in weights]
 
 
@@ -148,10 +123,10 @@ def anchor_grid(anchors: int, size: tuple[int, int]) -> Tensor:
     For M = 16 on 64 x 64: 1, 5, ..., 61 on both axes.
 
     Raises:
-        ValueError: M < 1, or more anchors than positions on a side.
+        UserError: M < 1, or more anchors than positions on a side.
     """
     if not 1 <= anchors <= min(size):
-        raise ValueError(
+        raise UserError(
             f"anchors must be 1 to {min(size)} per side on attention maps of {size[0]}x{size[1]}, got {anchors}"
         )
     axes = []
@@ -162,7 +137,7 @@ def anchor_grid(anchors: int, size: tuple[int, int]) -> Tensor:
     return torch.cartesian_prod(*axes).view(-1, 2)
 
 
-@_full_float32()
+@full_float32()
 def symmetric_kl(p: Tensor, q: Tensor) -> Tensor:
     """Distance D(p, q) = (KL(p||q) + KL(q||p)) / 2 in nats between all pairs (the paper's equation 3).
 
@@ -224,7 +199,7 @@ def merge(attention: Tensor, anchors: int, thresholds: Sequence[float], distance
         Proposals [K, h, w], each sums to 1, K <= M * M.
 
     Raises:
-        ValueError: no thresholds, one that is not above 0, or M that does not fit the map.
+        UserError: no thresholds, one that is not above 0, or M that does not fit the map.
     """
     return merge_batch(attention[None], anchors, thresholds, None if distances is None else distances[None])[0]
 
@@ -241,7 +216,7 @@ def merge_batch(
         Proposals [K, h, w] of each image.
     """
     if not thresholds or not all(t > 0 for t in thresholds):
-        raise ValueError(f"thresholds must be one or more numbers above 0, got {list(thresholds)}")
+        raise UserError(f"thresholds must be one or more numbers above 0, got {list(thresholds)}")
     batch, h, w = attention.shape[:3]
     distances = anchor_distances(attention, anchors) if distances is None else distances
     proposals = _means(distances < thresholds[0], attention.reshape(batch, h * w, h * w))
@@ -259,7 +234,7 @@ def merge_batch(
     return [p[:k].reshape(-1, h, w) for p, k in zip(proposals, counts, strict=True)]
 
 
-@_full_float32()
+@full_float32()
 def _means(members: Tensor, maps: Tensor) -> Tensor:
     """Mean of the maps [..., Q, D] that each row of members (bool [..., P, Q]) selects; [..., P, D]."""
     chosen = members.to(maps.dtype)
@@ -305,7 +280,7 @@ def refine(attention: Tensor, proposals: Tensor, iterations: int = 300, toleranc
     return centres.view(-1, h, w)
 
 
-@_full_float32()
+@full_float32()
 def _nearest(maps: Tensor, centres: Tensor) -> Tensor:
     return (centres.square().sum(1) - 2 * (maps @ centres.T)).argmin(1)
 
@@ -329,3 +304,17 @@ def to_labels(proposals: Tensor, size: tuple[int, int]) -> Tensor:
         best = torch.where(better, value, best)
         labels = torch.where(better, index + start, labels)
     return labels
+
+
+def by_area(labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Renumbers labels int64 [H, W], 0..count-1, by falling area, without waiting for the device.
+
+    Returns:
+        The labels, 0..K-1, and the old numbers int64 [count] in the new order, those of no pixel last.
+    """
+    flat = labels.flatten()
+    areas = torch.zeros(count, dtype=torch.int64, device=labels.device).index_add_(0, flat, torch.ones_like(flat))
+    order = torch.argsort(areas, descending=True, stable=True)
+    new = torch.empty_like(order)
+    new[order] = torch.arange(count, device=labels.device)
+    return new[labels], order

@@ -1,4 +1,4 @@
-"""DiffSeg as users see it: a model and settings turn a photo into a Segmentation."""
+"""DiffSeg as users see it: a backbone and settings turn a photo into a Segmentation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,66 +16,17 @@ import torch.nn.functional as F
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from diffseg.attention import DiffusionModel, Maps
+from diffseg.attention import Look, Needs, Size
+from diffseg.backbones.base import PAPER_TIMESTEP
 from diffseg.images import load_image, overlay
-from diffseg.segmentation import aggregate, merge, refine, to_labels
+from diffseg.methods.base import as_numpy
+from diffseg.methods.merging import Settings, labels_of, proposals
+from diffseg.observed import Batch, Observed
 
+if TYPE_CHECKING:
+    from diffseg.backbones.base import Backbone
 
-@dataclass(frozen=True)
-class Settings:
-    """Hyper-parameters of one segmentation, in the paper's terms.
-
-    threshold: tau, one per iteration, nats. anchors: M, of the M x M grid. weights: R, finest resolution first; None:
-    proportional to the resolution. timestep: t. refine: the optional k-means. size: the photo is resized to about
-    size x size pixels of area, keeping its shape.
-    """
-
-    threshold: tuple[float, ...]
-    anchors: int = 16
-    weights: tuple[float, ...] | None = None
-    timestep: int = 300
-    refine: bool = False
-    size: int = 512
-
-    def __post_init__(self):
-        if not self.threshold or not all(0 < t < math.inf for t in self.threshold):
-            raise ValueError(f"threshold must be above 0, got {', '.join(f'{t:g}' for t in self.threshold) or 'none'}")
-        if self.anchors < 1:
-            raise ValueError(f"anchors must be at least 1, got {self.anchors}")
-        if not 0 <= self.timestep <= 999:
-            raise ValueError(f"timestep must be 0 to 999, got {self.timestep}")
-        if not 64 <= self.size <= 4096:
-            raise ValueError(f"size must be 64 to 4096 pixels, got {self.size}")
-
-    @classmethod
-    def make(
-        cls,
-        threshold: float | Sequence[float],
-        iterations: int | None = None,
-        weights: Sequence[float] | None = None,
-        **rest,
-    ) -> Settings:
-        """Settings from one threshold for all iterations (default 3) or one for each.
-
-        Raises:
-            ValueError: a value out of range, or thresholds that are not as many as the iterations.
-        """
-        thresholds = (
-            tuple(threshold)
-            if isinstance(threshold, Sequence)
-            else (threshold,) * (3 if iterations is None else iterations)
-        )
-        if iterations is not None and iterations < 1:
-            raise ValueError(f"iterations must be at least 1, got {iterations}")
-        if iterations is not None and len(thresholds) == 1:
-            thresholds *= iterations
-        if iterations is not None and len(thresholds) != iterations:
-            raise ValueError(
-                f"{len(thresholds)} thresholds given for {iterations} iterations: give one, or one for each"
-            )
-        return cls(
-            tuple(map(float, thresholds)), weights=None if weights is None else tuple(map(float, weights)), **rest
-        )
+PAPER_THRESHOLD = 1.1
 
 
 @dataclass(frozen=True)
@@ -120,14 +71,14 @@ class Segmentation:
 
 
 class DiffSeg:
-    """Segments photos with the self-attention of a diffusion model.
+    """Segments photos with the self-attention of a backbone, such as a diffusion model.
 
     >>> seg = DiffSeg.from_pretrained("mini")
     >>> out = seg("photo.jpg")
     >>> out.overlay().save("overlay.png")
     """
 
-    def __init__(self, model: DiffusionModel):
+    def __init__(self, model: Backbone):
         self.model = model
 
     @classmethod
@@ -139,14 +90,16 @@ class DiffSeg:
         device: str | torch.device = "auto",
         dtype: torch.dtype | str | None = None,
     ) -> DiffSeg:
-        """Loads a model by name, folder or hub id; see `DiffusionModel.from_pretrained`."""
+        """Loads a diffusion model by name, folder or hub id; see `DiffusionModel.from_pretrained`."""
+        from diffseg.backbones.diffusion import DiffusionModel
+
         return cls(DiffusionModel.from_pretrained(name, revision=revision, device=device, dtype=dtype))
 
     def settings(
         self, threshold: float | Sequence[float] | None = None, timestep: int | None = None, **rest
     ) -> Settings:
         """Settings with the model's own defaults (the paper's, tau = 1.1 and t = 300, where it has none)."""
-        defaults = {"threshold": 1.1, "timestep": 300, **self.model.defaults}
+        defaults = {"threshold": PAPER_THRESHOLD, "timestep": PAPER_TIMESTEP, **self.model.defaults}
         threshold = defaults["threshold"] if threshold is None else threshold
         timestep = int(defaults["timestep"]) if timestep is None else timestep
         return Settings.make(threshold, timestep=timestep, **rest)
@@ -175,7 +128,7 @@ class DiffSeg:
             size: side, in pixels, of the square whose area the photo is resized to for the model.
 
         Raises:
-            ImageError: the photo cannot be used. ValueError: a setting is out of range.
+            ImageError: the photo cannot be used. UserError: a setting is out of range.
         """
         chosen = self.settings(
             threshold, timestep, anchors=anchors, iterations=iterations, weights=weights, refine=refine, size=size
@@ -185,48 +138,65 @@ class DiffSeg:
     @torch.no_grad()
     def segment(self, photo: np.ndarray, settings: Settings) -> Segmentation:
         """Segments a photo, uint8 [H, W, 3], with given settings."""
+        return self.segment_observed(photo, self.observe_as(photo, settings), settings)
+
+    def observe(
+        self,
+        image: Image.Image | np.ndarray | str | Path,
+        *,
+        size: int = 512,
+        timestep: int | None = None,
+        prompt: str | None = None,
+    ) -> Observed:
+        """Looks at a photo once; every method of `diffseg.methods`, with any settings, then goes without a new pass.
+
+        >>> seen = seg.observe("photo.jpg")
+        >>> coarse, fine = Merging(threshold=1.2).segment(seen), Merging(threshold=0.6).segment(seen)
+
+        Args:
+            image: PIL image, uint8 [H, W, 3], or a file. size, timestep: as for a call.
+            prompt: what the photo shows, in place of the empty prompt; cross-attention over its tokens is kept, too.
+
+        Returns:
+            The photo as methods see it; labels come at the photo's own size.
+
+        Raises:
+            ImageError: the photo cannot be used. UserError: a setting is out of range.
+        """
+        return self.observe_as(load_image(image), self.settings(timestep=timestep, size=size), prompt)
+
+    def observe_as(self, photo: np.ndarray, settings: Settings, prompt: str | None = None) -> Observed:
+        """`observe` for a photo uint8 [H, W, 3], with the size and time step of settings."""
         height, width = photo.shape[:2]
         pixels = prepare(photo, working_size(height, width, settings.size, self.model.multiple))
-        labels, proposals, timings_s = self.segment_pixels(pixels, settings, (height, width))
-        return Segmentation(labels, proposals, photo, self.model.name, self.model.dtype, settings, timings_s)
+        return self.observe_pixels(pixels, settings.timestep, (height, width), prompt)
+
+    def observe_pixels(self, pixels: torch.Tensor, timestep: int, size: Size, prompt: str | None = None) -> Observed:
+        """`observe` for pixels float [1, 3, h, w] in [-1, 1], multiples of the model's; labels at `size` (H, W)."""
+        look = Look(timestep, prompted=prompt is not None)
+
+        def see(asked: Look, needs: Needs):
+            prompts = [prompt or ""] if asked.prompted else None
+            return self.model.observe(pixels.to(self.model.device), needs, asked, prompts)
+
+        needs = {look: Needs(attention=True, cross=prompt is not None)}
+        return Batch([pixels[0]], see, look, needs, [size])[0]
 
     @torch.no_grad()
-    def segment_pixels(
-        self, pixels: torch.Tensor, settings: Settings, size: tuple[int, int]
-    ) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
-        """The method itself: pixels float [1, 3, h, w] in [-1, 1], multiples of the model's, to labels of any size.
-
-        Returns:
-            labels int32 [H, W] of the given size, proposals float32 [K, h', w'], seconds per stage.
-        """
-        return self.segment_prompted(pixels, settings, size)[:3]
-
-    @torch.no_grad()
-    def segment_prompted(
-        self, pixels: torch.Tensor, settings: Settings, size: tuple[int, int], prompt: str | None = None
-    ) -> tuple[np.ndarray, np.ndarray, dict[str, float], Maps]:
-        """As `segment_pixels`, with a prompt in place of the empty one.
-
-        Returns:
-            Also, where there is a prompt, the same pass' cross-attention over its tokens: {(h, w): [1, h*w, tokens]}.
-        """
+    def segment_observed(self, photo: np.ndarray, image: Observed, settings: Settings) -> Segmentation:
+        """Segments an observed photo, uint8 [H, W, 3]; the pass, if it is still to come, is part of the timings."""
         clock = _Clock(self.model.device)
         with clock("attention"):
-            maps = self.model.attention(
-                pixels.to(self.model.device), settings.timestep, [prompt or ""], cross=prompt is not None
-            )
+            image.batch.seen()
         with clock("aggregate"):
-            attention, cross = aggregate(maps.self_attention, settings.weights)[0], maps.cross_attention
-            del maps
+            image.attention(settings.weights)
         with clock("merge"):
-            proposals = merge(attention, settings.anchors, settings.threshold)
-            if settings.refine:
-                proposals = refine(attention, proposals)
+            merged = proposals(image, settings)
         with clock("labels"):
-            labels, order = by_area(to_labels(proposals, size), len(proposals))
-            kept = proposals[order[: int(labels.max()) + 1]]
-            found = labels.to(torch.int32).cpu().numpy(), kept.float().cpu().numpy()
-        return *found, clock.seconds, cross
+            by_area, behind = labels_of(merged, image.size)
+            labels = as_numpy(by_area)
+            kept = behind[: int(labels.max()) + 1].float().cpu().numpy()
+        return Segmentation(labels, kept, photo, self.model.name, self.model.dtype, settings, clock.seconds)
 
 
 def describe(mask: np.ndarray) -> dict[str, Any]:
@@ -256,20 +226,6 @@ def prepare(photo: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
     if x.shape[2:] != size:
         x = F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=True)
     return x / 127.5 - 1
-
-
-def by_area(labels: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Renumbers labels int64 [H, W], 0..count-1, by falling area, without waiting for the device.
-
-    Returns:
-        The labels, 0..K-1, and the old numbers int64 [count] in the new order, those of no pixel last.
-    """
-    flat = labels.flatten()
-    areas = torch.zeros(count, dtype=torch.int64, device=labels.device).index_add_(0, flat, torch.ones_like(flat))
-    order = torch.argsort(areas, descending=True, stable=True)
-    new = torch.empty_like(order)
-    new[order] = torch.arange(count, device=labels.device)
-    return new[labels], order
 
 
 class _Clock:

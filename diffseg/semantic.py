@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from PIL import Image
 
 from diffseg.attention import Maps
+from diffseg.errors import UserError
 from diffseg.images import load_image, overlay, write_names
-from diffseg.segmenter import DiffSeg, Segmentation, Settings, describe, prepare, working_size
+from diffseg.segmenter import DiffSeg, Segmentation, Settings, describe
 
 VOTINGS = ("mean", "majority")
 
@@ -83,19 +84,18 @@ def label(
         voting: "mean" or "majority", see `vote`.
 
     Raises:
-        ImageError: the photo cannot be used. ValueError: no nouns, a noun that the caption lacks or that lies beyond
+        ImageError: the photo cannot be used. UserError: no nouns, a noun that the caption lacks or that lies beyond
             the text encoder's context, no such voting.
     """
     photo, settings = load_image(image), settings or seg.settings()
     nouns = distinct(nouns)
     caption = caption_of(nouns) if caption is None else caption
     tokens = noun_tokens(seg.model.tokenizer, caption, nouns)
-    height, width = photo.shape[:2]
-    pixels = prepare(photo, working_size(height, width, settings.size, seg.model.multiple))
-    labels, proposals, timings_s, cross = seg.segment_prompted(pixels, settings, (height, width), caption)
-    scores = vote(labels, noun_maps(cross, tokens, (height, width)), voting)
-    segmentation = Segmentation(labels, proposals, photo, seg.model.name, seg.model.dtype, settings, timings_s)
-    merged = scores.argmax(1).astype(np.int32)[labels]
+    seen = seg.observe_as(photo, settings, caption)
+    segmentation = seg.segment_observed(photo, seen, settings)
+    maps = noun_maps(seen.batch.seen().cross_attention, tokens, seen.size)
+    scores = vote(segmentation.labels, maps, voting)
+    merged = scores.argmax(1).astype(np.int32)[segmentation.labels]
     return LabelledSegmentation(merged, nouns, scores, segmentation, caption, voting)
 
 
@@ -106,14 +106,14 @@ def distinct(nouns: Iterable[str]) -> tuple[str, ...]:
     """Nouns without surrounding blanks and without repeats (small and capital letters are one), in order.
 
     Raises:
-        ValueError: no noun is left.
+        UserError: no noun is left.
     """
     found: dict[str, str] = {}
     for noun in (" ".join(noun.split()) for noun in nouns):
         if noun:
             found.setdefault(noun.lower(), noun)
     if not found:
-        raise ValueError("no nouns given: name what the picture shows, for example dog,grass")
+        raise UserError("no nouns given: name what the picture shows, for example dog,grass")
     return tuple(found.values())
 
 
@@ -134,7 +134,7 @@ def noun_tokens(tokenizer: Any, caption: str, nouns: Sequence[str]) -> list[list
         tokenizer: the text encoder's, a fast one.
 
     Raises:
-        ValueError: a noun that is not in the caption, or only beyond the text encoder's context.
+        UserError: a noun that is not in the caption, or only beyond the text encoder's context.
     """
     spans = _occurrences(caption, nouns)
     encoded = tokenizer(
@@ -145,10 +145,10 @@ def noun_tokens(tokenizer: Any, caption: str, nouns: Sequence[str]) -> list[list
     found = []
     for noun in nouns:
         if not spans[noun.lower()]:
-            raise ValueError(f"the noun {noun!r} is not among the words of the caption {caption!r}")
+            raise UserError(f"the noun {noun!r} is not among the words of the caption {caption!r}")
         inside = [span for span in spans[noun.lower()] if span[1] <= end]
         if not inside:
-            raise ValueError(
+            raise UserError(
                 f"the caption is too long: the noun {noun!r} lies beyond the {tokenizer.model_max_length} tokens that "
                 f"the text encoder reads"
             )
@@ -202,7 +202,7 @@ def vote(labels: np.ndarray, maps: Iterable[np.ndarray], voting: str = "mean") -
         float32 [K, nouns].
 
     Raises:
-        ValueError: no such voting.
+        UserError: no such voting.
     """
     check_voting(voting)
     flat = labels.ravel()
@@ -220,6 +220,6 @@ def vote(labels: np.ndarray, maps: Iterable[np.ndarray], voting: str = "mean") -
 
 
 def check_voting(voting: str) -> None:
-    """Raises ValueError if there is no such voting."""
+    """Raises UserError if there is no such voting."""
     if voting not in VOTINGS:
-        raise ValueError(f"voting must be {' or '.join(VOTINGS)}, got {voting!r}")
+        raise UserError(f"voting must be {' or '.join(VOTINGS)}, got {voting!r}")

@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 from unittest import mock
 
 import numpy as np
@@ -30,22 +30,27 @@ from rich.table import Table
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffseg.attention import DiffusionModel, Maps, add_head_mean, capture, resolve_device
-from diffseg.cli import find_photos, one_sentence
+from diffseg.attention import Look, Maps, Needs, add_head_mean, capture
+from diffseg.backbones.diffusion import DiffusionModel
+from diffseg.cli import find_photos
 from diffseg.datasets.base import read_map, read_photo
 from diffseg.datasets.coco_stuff import CLASSES
 from diffseg.datasets.folder import Folder
 from diffseg.datasets.scenes import TEST_SEED, scene
 from diffseg.datasets.transforms import image_to_pixels, resize_label
-from diffseg.eval.metrics import agreement, histogram, match
+from diffseg.devices import resolve_device
+from diffseg.errors import UserError
+from diffseg.eval.metrics import agreement
 from diffseg.eval.predict import predict
+from diffseg.eval.protocols import OneToOne
 from diffseg.eval.runs import Run, circumstances
-from diffseg.eval.score import score
-from diffseg.eval.segmenters import DiffSeg as Method
+from diffseg.eval.score import count, count_all, scores_of
 from diffseg.files import check_writable, write
 from diffseg.images import label_image
+from diffseg.methods.merging import Merging, labels_of
+from diffseg.options import one_sentence
 from diffseg.segmentation import aggregate, anchor_grid, merge, merge_batch, to_labels
-from diffseg.segmenter import DiffSeg, Settings, by_area
+from diffseg.segmenter import DiffSeg, Settings
 
 
 def straightforward_aggregate(maps: Maps) -> Tensor:
@@ -107,8 +112,8 @@ def model_stages(
 
     photo: uint8 [512, 512, 3]. batch: images per forward pass.
     """
-    model, settings = seg.model, seg.settings()
-    place, unet, t = model.device, seg.model.pipeline.unet, settings.timestep
+    model, settings = cast(DiffusionModel, seg.model), seg.settings()
+    place, unet, t = model.device, model.network, settings.timestep
     pixels = image_to_pixels(photo)[None].expand(batch, -1, -1, -1).to(place)
     latents = model.encode(pixels)
     context, added = model.context([""] * batch, (512, 512))
@@ -136,7 +141,7 @@ def model_stages(
     proposals = merge_batch(attention, settings.anchors, settings.threshold)
 
     def label() -> object:
-        return torch.stack([by_area(to_labels(p, (512, 512)), len(p))[0] for p in proposals]).to(torch.int32).cpu()
+        return torch.stack([labels_of(p, (512, 512))[0] for p in proposals]).to(torch.int32).cpu()
 
     stages["aggregate"] = each(lambda: aggregate(maps))
     stages["merge"] = by_anchors[16]
@@ -194,12 +199,12 @@ def whole_evaluation(seg: DiffSeg, folder: Path, images: int, batch: int, worker
         Image.fromarray(one.label[:480].astype(np.uint8)).save(photos / f"{i:05d}.label.png")
     dataset, settings = Folder(str(photos), CLASSES), seg.settings()
     run = Run(folder / "run", {}, ("diffseg",), None)
-    segmenters = {"diffseg": Method(settings.threshold, anchors=settings.anchors)}
-    _, predicting = predict(
-        run, dataset, dataset.keys, segmenters, lambda: seg.model, settings.timestep, batch, workers
-    )
+    segmenters = {"diffseg": Merging(settings.threshold, anchors=settings.anchors)}
+    look = Look(settings.timestep)
+    _, predicting = predict(run, dataset, dataset.keys, segmenters, lambda: seg.model, look, batch, workers)
     start = time.perf_counter()
-    score(dataset, run.segmenters, run.map, workers)
+    counts = count_all(dataset, run.segmenters, run.map, workers)
+    scores_of(counts.images["diffseg"], dataset.classes, OneToOne())
     scoring = time.perf_counter() - start
     return {
         "images": images,
@@ -219,7 +224,7 @@ def file_stages(folder: Path, repeats: int) -> dict[str, float]:
 
     def score() -> object:
         truth = resize_label(read_map(folder / "label.png"))
-        return match(histogram(truth, read_map(folder / "map.png"), len(CLASSES)))
+        return count(truth, read_map(folder / "map.png"), len(CLASSES))
 
     def store() -> None:
         write(folder / "map.png", lambda file: label_image(labels).save(file, "PNG"))
@@ -256,7 +261,8 @@ def plain_labels(seg: DiffSeg, pixels: Tensor) -> np.ndarray:
 
     settings = seg.settings()
     with mock.patch("diffseg.attention._head_mean_for", return_value=add):
-        maps = seg.model.attention(pixels.to(seg.model.device), settings.timestep).self_attention
+        look = Look(settings.timestep)
+        maps = seg.model.observe(pixels.to(seg.model.device), Needs(attention=True), look).self_attention
     attention = straightforward_aggregate({size: m[0].cpu() for size, m in maps.items()})
     proposals = straightforward_merge(attention, settings.anchors, list(settings.threshold))
     return to_labels(proposals, (512, 512)).numpy()
@@ -267,7 +273,8 @@ def agreement_with_plain(seg: DiffSeg, pictures: Mapping[str, Tensor]) -> dict[s
     settings = seg.settings()
     found = {}
     for name, pixels in track(pictures.items(), "agreement", console=Console(stderr=True), transient=True):
-        labels = seg.segment_pixels(pixels[None], settings, (512, 512))[0]
+        image = seg.observe_pixels(pixels[None], settings.timestep, (512, 512))
+        labels = Merging(settings.threshold, anchors=settings.anchors).segment(image)
         found[name] = agreement(labels, plain_labels(seg, pixels[None]))
     return found
 
@@ -309,7 +316,7 @@ def main(
 def _batch_sizes(text: str) -> list[int]:
     sizes = [int(one) if one.strip().isdecimal() else 0 for one in text.split(",")]
     if min(sizes) < 1:
-        raise ValueError(f"--batches takes whole numbers from 1, separated by commas, got {text!r}")
+        raise UserError(f"--batches takes whole numbers from 1, separated by commas, got {text!r}")
     return sizes
 
 
@@ -318,7 +325,7 @@ def _pictures(scenes: int, photos: Path | None) -> dict[str, Tensor]:
     found = {f"scene {i}": image_to_pixels(scene(TEST_SEED, i).image) for i in range(scenes)}
     if photos:
         if not photos.is_dir():
-            raise ValueError(f"there is no folder {photos} (--photos)")
+            raise UserError(f"there is no folder {photos} (--photos)")
         found |= {path.name: image_to_pixels(read_photo(path)) for path in find_photos([photos])}
     return found
 
@@ -371,7 +378,7 @@ def measure(
             peaks[str(batch)] = torch.cuda.max_memory_allocated(place) / 2**30
     result["stages_s"] = columns
     if not columns:
-        raise ValueError(f"not even {sizes[0]} images at a time fit the device's memory: try --batches 1")
+        raise UserError(f"not even {sizes[0]} images at a time fit the device's memory: try --batches 1")
     best = min(columns, key=lambda name: columns[name]["model and method"])
     counted, rate = operations(loaded), product_rate(place, loaded.pipeline.unet.dtype)
     floor = sum(counted.values()) / rate

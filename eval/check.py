@@ -10,33 +10,43 @@ expected:
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import pandas as pd
 import yaml
+from rich.table import Table
 
 import diffseg
+from diffseg.errors import UserError
+from diffseg.eval.score import Summary
 
 FOLDER = Path(diffseg.__file__).parent / "reference"
 
 
-def read_reference(name: str) -> dict[str, Any]:
+class Reference(TypedDict):
+    """Expected metrics. run: facts that must be true of the run. expected: rows as in the form above."""
+
+    run: dict[str, Any]
+    expected: list[dict[str, Any]]
+
+
+def read_reference(name: str) -> Reference:
     """A reference by name (results/reference/NAME.yaml) or path.
 
     Raises:
-        ValueError: there is none, or it is not of the form above.
+        UserError: there is none, or it is not of the form above.
     """
     path = Path(name) if Path(name).suffix else FOLDER / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in FOLDER.glob("*.yaml") if p.stem != "paper"))
-        raise ValueError(f"there is no reference {path}: give a file, or one of {known}")
+        raise UserError(f"there is no reference {path}: give a file, or one of {known}")
     try:
         reference = yaml.safe_load(path.read_text())
         for row in reference["expected"]:
             float(row["value"]), float(row["tolerance"]), str(row["segmenter"]), str(row["metric"])
         dict(reference["run"])
     except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not a reference ({error!r}): see the form in diffseg/eval/check.py") from None
+        raise UserError(f"{path} is not a reference ({error!r}): see the form in diffseg/eval/check.py") from None
     return reference
 
 
@@ -45,27 +55,26 @@ def published() -> dict[str, Any]:
     return yaml.safe_load((FOLDER / "paper.yaml").read_text())
 
 
-def check(summary: dict[str, Any], reference: dict[str, Any]) -> pd.DataFrame:
+def check(summary: Summary, reference: Reference) -> pd.DataFrame:
     """Compares a run's summary with a reference.
 
     Returns:
         One row per expected metric: segmenter, metric, expected, tolerance, found, ok.
 
     Raises:
-        ValueError: the run is not of what the reference speaks of, or lacks a metric.
+        UserError: the run is not of what the reference speaks of, or lacks a metric.
     """
     facts = {"dataset": summary["dataset"]["name"], "model": summary["model"], "images": summary["images"]}
     for key, value in reference["run"].items():
         if facts.get(key) != value:
-            raise ValueError(
-                f"the reference is for {key} = {value}, the run is of {facts.get(key)}: nothing to compare"
-            )
+            raise UserError(f"the reference is for {key} = {value}, the run is of {facts.get(key)}: nothing to compare")
     rows = []
     for row in reference["expected"]:
         try:
-            found = float(summary["segmenters"][row["segmenter"]][row["metric"]])
+            scores = summary["protocols"][row.get("protocol", summary["protocol"])]
+            found = float(scores[row["segmenter"]][row["metric"]])
         except KeyError as missing:
-            raise ValueError(f"the run has no {missing} to compare with the reference") from None
+            raise UserError(f"the run has no {missing} to compare with the reference") from None
         rows.append(
             {
                 "segmenter": row["segmenter"],
@@ -77,3 +86,11 @@ def check(summary: dict[str, Any], reference: dict[str, Any]) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def check_table(rows: pd.DataFrame) -> Table:
+    """The rows of `check` for the terminal."""
+    shown = Table(*rows.columns, title="against the reference")
+    for row in rows.itertuples(index=False):
+        shown.add_row(*(f"{x:.4f}" if isinstance(x, float) else str(x) for x in row[:-1]), "ok" if row.ok else "MOVED")
+    return shown

@@ -14,6 +14,11 @@ from rich.text import Text
 Batch = TypeVar("Batch", bound=Sized)
 
 
+def say(text: str) -> None:
+    """Tells the user, without disturbing what is printed as result."""
+    print(text, file=sys.stderr, flush=True)
+
+
 class _Rate(ProgressColumn):
     def render(self, task) -> Text:
         return Text(f"{task.finished_speed or task.speed or 0:.1f} images/s")

@@ -15,7 +15,9 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,23 +25,38 @@ from typing import Any
 import torch
 
 import diffseg
-from diffseg.attention import EMBEDDED
-from diffseg.files import PARTIAL, check_writable, write
+from diffseg.errors import UserError
+from diffseg.files import PARTIAL, check_writable, remove_abandoned, write
 
 PACKAGES = ("torch", "diffusers", "transformers", "numpy", "scipy", "pillow", "pandas")
+_LONGEST_NAME = 48  # characters of the methods' names in a folder's name
+
+
+@dataclass(frozen=True)
+class Masks:
+    """Somebody's label maps, scored instead of predicted ones: FOLDER/KEY + suffix."""
+
+    folder: Path
+    suffix: str = ".png"
+
+    def path(self, key: str) -> Path:
+        """The label map of an image."""
+        return self.folder / f"{key}{self.suffix}"
 
 
 @dataclass(frozen=True)
 class Run:
     """A run's folder. identity: everything that changes its labels, ready for JSON. segmenters: their names.
 
-    score_size: pixels a side at which it is scored; None: as predicted.
+    score_size: pixels a side at which it is scored; None: as predicted. masks: the label maps, where they are not the
+    run's own.
     """
 
     folder: Path
     identity: dict[str, Any]
     segmenters: tuple[str, ...]
     score_size: int | None = None
+    masks: Masks | None = None
 
     @property
     def name(self) -> str:
@@ -48,7 +65,7 @@ class Run:
 
     def map(self, segmenter: str, key: str) -> Path:
         """The label map of an image."""
-        return self.folder / segmenter / "labels" / f"{key}.png"
+        return self.masks.path(key) if self.masks else self.folder / segmenter / "labels" / f"{key}.png"
 
     @property
     def _variant(self) -> str:
@@ -73,19 +90,33 @@ class Run:
         return self.folder / "errors" / f"{key}.txt"
 
     def skipped(self) -> dict[str, str]:
-        """{key: why} of the images that prediction has left out."""
+        """{key: why} of the images that prediction has left out and that still have no label map."""
         root = self.folder / "errors"
-        return {p.relative_to(root).as_posix().removesuffix(".txt"): p.read_text() for p in sorted(root.rglob("*.txt"))}
+        reasons = {
+            p.relative_to(root).as_posix().removesuffix(".txt"): p.read_text() for p in sorted(root.rglob("*.txt"))
+        }
+        return {key: why for key, why in reasons.items() if self.missing([key])}
+
+    def missing(self, keys: Iterable[str]) -> list[str]:
+        """The keys that lack the map of at least one segmenter."""
+        return [key for key in keys if not all(self.map(name, key).exists() for name in self.segmenters)]
 
     def remove_partials(self) -> None:
-        """Removes what killed processes left under temporary names; only when none is writing any more."""
-        for path in self.folder.rglob(f".*{PARTIAL}"):
-            path.unlink(missing_ok=True)
+        """Removes what killed processes left under temporary names."""
+        remove_abandoned(self.folder)
 
 
 def digest(value: Any) -> str:
     """A short hash (12 hex digits) of anything that JSON can hold."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def folder_name(parts: Iterable[str], methods: Iterable[str], identity: Mapping[str, Any]) -> str:
+    """PARTS-METHODS-HASH: what a run is in words, as far as a file's name can hold them, and its identity's hash."""
+    names = "+".join(methods)
+    if len(names) > _LONGEST_NAME:
+        names = f"{names.count('+') + 1}-settings"
+    return re.sub(r"[^\w.+=-]+", "-", "-".join([*parts, names, digest(identity)[:8]]))
 
 
 def open_run(
@@ -95,16 +126,17 @@ def open_run(
     made_with: dict[str, str] | None,
     create: bool = True,
     score_size: int | None = None,
+    masks: Masks | None = None,
 ) -> Run:
     """The run with this identity in this folder: made with its record if new, continued if there.
 
     Args:
         folder: RUN. identity: what changes the labels; has "segmenters". config: YAML to keep.
         made_with: device and dtype of the predictions about to be made; None: none are made.
-        create: make a run that is not there. score_size: see `Run`.
+        create: make a run that is not there. score_size, masks: see `Run`.
 
     Raises:
-        ValueError: the folder holds another run, one made in another precision, or files that are no run.
+        UserError: the folder holds another run, one made in another precision, or files that are no run.
         OSError: it cannot be written.
     """
     record = folder / "run.json"
@@ -112,45 +144,49 @@ def open_run(
         stored = _read_record(record)
         different = differences(stored["identity"], identity)
         if different:
-            raise ValueError(
+            raise UserError(
                 f"the folder {folder} holds a run with other settings ({'; '.join(different[:3])}): "
                 f"name another with run=, or leave run= out"
             )
         before = stored["made_with"]
         if made_with and before and made_with != before:
-            raise ValueError(
+            raise UserError(
                 f"{folder} was begun in {before['dtype']} on {before['device']}; going on in {made_with['dtype']} on "
                 f"{made_with['device']} would mix two: set device= and dtype= as they were, or name another run="
             )
     elif not create:
-        raise ValueError(f"there is no run {folder}: predict first, with the same settings")
+        raise UserError(f"there is no run {folder}: predict first, with the same settings")
     elif folder.is_dir() and any(p for p in folder.iterdir() if not p.name.endswith(PARTIAL)):
-        raise ValueError(f"the folder {folder} is not empty and holds no run (no run.json): name another with run=")
+        raise UserError(f"the folder {folder} is not empty and holds no run (no run.json): name another with run=")
     check_writable(folder, "choose another with runs=DIR")
     if not record.exists():
+        where = {"folder": str(masks.folder.resolve()), "suffix": masks.suffix} if masks else None
+        facts = {"identity": identity, "made_with": made_with, "masks": where, **circumstances()}
         write(folder / "config.yaml", config)
-        write(record, json.dumps({"identity": identity, "made_with": made_with, **circumstances()}, indent=1) + "\n")
-    return Run(folder, identity, tuple(identity["segmenters"]), score_size)
+        write(record, json.dumps(facts, indent=1) + "\n")
+    return Run(folder, identity, tuple(identity["segmenters"]), score_size, masks)
 
 
 def find_run(folder: Path, score_size: int | None = None) -> Run:
     """A run that is on disk.
 
     Raises:
-        ValueError: the folder holds none.
+        UserError: the folder holds none.
     """
     if not (folder / "run.json").is_file():
-        raise ValueError(f"{folder} holds no run (no run.json): name a folder of results/runs")
-    identity = _read_record(folder / "run.json")["identity"]
-    return Run(folder, identity, tuple(identity["segmenters"]), score_size)
+        raise UserError(f"{folder} holds no run (no run.json): name a folder of results/runs")
+    stored = _read_record(folder / "run.json")
+    where, identity = stored["masks"], stored["identity"]
+    masks = Masks(Path(where["folder"]), where["suffix"]) if where else None
+    return Run(folder, identity, tuple(identity["segmenters"]), score_size, masks)
 
 
 def _read_record(record: Path) -> dict[str, Any]:
     try:
         stored = json.loads(record.read_text())
-        return {"identity": stored["identity"], "made_with": stored["made_with"]}
-    except (ValueError, OSError, KeyError, TypeError) as error:
-        raise ValueError(f"{record} is damaged ({error}): remove the folder, or name another with run=") from None
+        return {"identity": stored["identity"], "made_with": stored["made_with"], "masks": stored.get("masks")}
+    except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{record} is damaged ({error}): remove the folder, or name another with run=") from None
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
@@ -167,41 +203,23 @@ def circumstances() -> dict[str, Any]:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "versions": {"diffseg": diffseg.__version__, "python": platform.python_version(), **versions},
-        "commit": _commit(),
+        "commit": commit_of(Path(diffseg.__file__).resolve().parent.parent),
         "hardware": {"machine": platform.machine(), "cores": os.cpu_count(), "gpus": gpus},
     }
 
 
-def _commit() -> str | None:
-    """The git commit of the code, with "+" where it has been changed since; None where it is not a checkout."""
-    root = Path(diffseg.__file__).resolve().parent.parent
+def commit_of(root: Path) -> str | None:
+    """The git commit of the checkout whose top folder is `root`, with "+" where it has been changed since.
+
+    None where it is none: a wheel inside another project's checkout is not of that project's commit.
+    """
     git = ["git", "-C", str(root)]
     try:
+        top = subprocess.run([*git, "rev-parse", "--show-toplevel"], capture_output=True, text=True, check=True)
+        if Path(top.stdout.strip()).resolve() != root.resolve():
+            return None
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
         changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return commit + "+" * bool(changed.stdout.strip())
-
-
-def code_fingerprint() -> str:
-    """Hash of the source of everything that makes label maps: after a change of the method, nothing old is reused."""
-    root = Path(diffseg.__file__).parent
-    method = ("attention", "baselines", "fused", "segmentation", "segmenter", "eval/segmenters", "eval/predict")
-    files = [root / f"{name}.py" for name in method] + sorted((root / "datasets").glob("*.py"))
-    return digest([hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f.is_file()])
-
-
-def model_fingerprint(name: str) -> str:
-    """Hash of a local model's files: sizes, and contents (of large files, the first and last megabyte)."""
-    root = Path(EMBEDDED.get(name, name))
-    if not root.is_dir():
-        return name
-    parts = []
-    for path in sorted(p for p in root.rglob("*") if p.suffix in (".json", ".safetensors", ".txt")):
-        with path.open("rb") as file:
-            start = file.read(1 << 20)
-            file.seek(max(path.stat().st_size - (1 << 20), 0))
-            content = hashlib.sha256(start + file.read()).hexdigest()
-        parts.append([path.relative_to(root).as_posix(), path.stat().st_size, content])
-    return digest(parts)

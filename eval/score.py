@@ -1,8 +1,13 @@
-"""Label maps and ground truth -> per-image histograms -> metrics. Never needs a model or a GPU.
+"""Label maps and ground truth -> counts -> scores. Never needs a model or a GPU.
 
-SEGMENTER/images.parquet   a row per image: key, pixels (labelled), segments, accuracy, miou, tp, fp, fn
-                           (lists, one number per class), histogram (flattened, classes x columns), columns
-summary.json               what `summarise_run` returns
+Counting knows no protocol: SEGMENTER/images.parquet has a row for each image, with
+
+    key        the image
+    segments   list: the numbers of the segments in the label map, rising
+    pixels     list, [classes + 1, segments] flattened: pixels of each class, and of void (no label), in each segment
+
+Protocols conclude: summary.json holds what `Summary` says. Both carry a hash of what made them, so that a number is
+never older than its maps, its truth, its code or its settings.
 """
 
 from __future__ import annotations
@@ -11,36 +16,126 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 from torch.utils.data import Dataset as TorchDataset
 
 from diffseg.datasets.base import DataError, Dataset, read_map
 from diffseg.datasets.transforms import resize_label
-from diffseg.eval.metrics import Counts, bootstrap, histogram, match, summarise, tie_sensitivity
-from diffseg.eval.predict import loader
+from diffseg.errors import UserError
+from diffseg.eval.metrics import intervals, tie_sensitivity
 from diffseg.eval.progress import track
+from diffseg.eval.protocols import Matching, OneToOne, Protocol, paired_table
 from diffseg.eval.runs import Run
+from diffseg.eval.workers import loader
 from diffseg.files import write
 
 MapPath = Callable[[str, str], Path]  # (segmenter, key) -> its label map
 
 _SHOWN = 10  # complaints that one message lists
+_LARGEST = 4096  # numbers of segments from here on are counted under their rank: their value says nothing
+
+
+class SegmenterScores(TypedDict):
+    """The metrics of one segmenter of a run; fractions are 0..1."""
+
+    settings: dict[str, Any]  # what made it, "_target_" included; of label maps of others, what tells them apart
+    told: str | None  # what it is told of the truth; None: nothing, so that it is a fair comparison
+    accuracy: float
+    miou: float  # mean over the classes that occur
+    interval: dict[str, tuple[float | None, float | None]]  # 95 % over images; None: of one image there is none
+    ties: tuple[float, float]  # smallest and largest mIoU over the ties that the solver breaks by position
+    segments: float  # mean number per image
+    images: int
+    classes: int  # that occur, so that their IoU counts
+    iou: dict[str, float | None]  # by class; None: it does not occur
+
+
+class DatasetFacts(TypedDict):
+    """What was evaluated."""
+
+    name: str
+    note: str  # what part of the benchmark it is; "": exactly the images that published numbers are of
+    classes: list[str]
+    size: int  # pixels a side at which label maps were made
+    published: str | None  # which published numbers are of this data set
+    paper_threshold: float | None  # tau that the paper has for it
+
+
+class Summary(TypedDict):
+    """summary.json."""
+
+    run: str
+    scored_with: str  # hash of the counts and the protocol
+    protocol: str
+    dataset: DatasetFacts
+    model: str | None  # None: label maps of others
+    timestep: int | None
+    size: int  # pixels a side at which maps and truth were compared
+    images: int
+    skipped: dict[str, str]  # why, by key
+    segmenters: dict[str, SegmenterScores]  # under the first protocol
+    protocols: dict[str, dict[str, dict[str, Any]]]  # metrics of each segmenter under each protocol
+
+
+# --- counting ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Scored:
-    """The histograms of one image by segmenter (int64 [classes, columns]) and its numbers of segments; or errors."""
+class Counted:
+    """The tables of one image by segmenter, or errors. cropped: the maps were of the whole photo's size."""
 
     key: str
-    hists: dict[str, np.ndarray] = field(default_factory=dict)
-    segments: dict[str, int] = field(default_factory=dict)
+    tables: dict[str, Table] = field(default_factory=dict)
+    cropped: bool = False
     errors: tuple[str, ...] = ()
 
 
-class _Scorer(TorchDataset):
+@dataclass(frozen=True)
+class Table:
+    """Pixels of each class, and of void, in each segment.
+
+    segments: int64 [S], their numbers, rising. pixels: int64 [classes + 1, S].
+    """
+
+    segments: np.ndarray
+    pixels: np.ndarray
+
+    def dense(self) -> np.ndarray:
+        """int64 [classes + 1, largest number + 1]; where numbers are too large to mean anything, by their rank."""
+        if not len(self.segments) or self.segments[-1] >= _LARGEST:
+            return self.pixels
+        table = np.zeros((len(self.pixels), int(self.segments[-1]) + 1), np.int64)
+        table[:, self.segments] = self.pixels
+        return table
+
+
+def count(truth: np.ndarray, labels: np.ndarray, classes: int) -> Table:
+    """Counts one image: pixels of each class, and of void, in each segment. No opinion.
+
+    Args:
+        truth: int [H, W], 0..classes-1, negative = void. labels: int [H, W], segment numbers >= 0.
+
+    Raises:
+        UserError: different shapes, a label >= classes, or a negative segment.
+    """
+    if truth.shape != labels.shape:
+        raise UserError(f"the truth is {truth.shape} but the label map {labels.shape}: they must be of one size")
+    if truth.size and truth.max() >= classes:
+        raise UserError(f"label {truth.max()} found, but there are {classes} classes (0 to {classes - 1})")
+    if labels.size and labels.min() < 0:
+        raise UserError(f"segment {labels.min()} found: segment numbers start at 0")
+    segments, rank = np.unique(labels, return_inverse=True)
+    rows = np.where(truth < 0, classes, truth).astype(np.int64)
+    pixels = np.bincount((rows * len(segments) + rank).ravel(), minlength=(classes + 1) * len(segments))
+    return Table(segments.astype(np.int64), pixels.reshape(classes + 1, len(segments)))
+
+
+class _Counter(TorchDataset):
     """Reads truth and maps and counts, in worker processes."""
 
     def __init__(
@@ -51,26 +146,28 @@ class _Scorer(TorchDataset):
     def __len__(self) -> int:
         return len(self.keys)
 
-    def __getitem__(self, index: int) -> Scored:
+    def __getitem__(self, index: int) -> Counted:
         key = self.keys[index]
         try:
             raw = self.dataset.raw_label(key)
             self.dataset.check_size(key, raw.shape)
             truth = resize_label(raw, self.size or self.dataset.size)
         except DataError as error:
-            return Scored(key, errors=(str(error),))
-        hists, segments, errors = {}, {}, []
+            return Counted(key, errors=(str(error),))
+        tables, errors, cropped = {}, [], False
         for name in self.segmenters:
             try:
-                labels = read_prediction(self.path(name, key), self.dataset.size, raw.shape)
-            except DataError as error:
-                errors.append(str(error))
-            else:
+                stored = _stored_map(self.path(name, key), self.dataset.size, raw.shape)
+                labels = _as_scored(stored, self.dataset.size)
                 if self.size:
                     labels = resize_label(labels, self.size)
-                hists[name] = histogram(truth, labels, len(self.dataset.classes))
-                segments[name] = len(np.unique(labels))
-        return Scored(key, hists, segments, tuple(errors))
+                tables[name] = count(truth, labels, len(self.dataset.classes))
+                cropped |= stored.shape[0] != stored.shape[1]
+            except DataError as error:
+                errors.append(str(error))
+            except UserError as error:
+                errors.append(f"{self.path(name, key)}: {error}")
+        return Counted(key, tables, cropped, tuple(errors))
 
 
 def read_prediction(path: Path, size: int, original: tuple[int, ...]) -> np.ndarray:
@@ -81,20 +178,36 @@ def read_prediction(path: Path, size: int, original: tuple[int, ...]) -> np.ndar
     Raises:
         DataError: missing, damaged, or of neither size.
     """
+    return _as_scored(_stored_map(path, size, original), size)
+
+
+def _stored_map(path: Path, size: int, original: tuple[int, ...]) -> np.ndarray:
     if not path.exists():
         raise DataError(f"the label map {path} is missing")
     labels = read_map(path)
-    if labels.shape == (size, size):
-        return labels
-    if labels.shape == original:
-        return resize_label(labels, size)
-    raise DataError(
-        f"{path} is {labels.shape[1]} x {labels.shape[0]} pixels: a label map must be {size} x {size}, or "
-        f"{original[1]} x {original[0]} like the photo"
-    )
+    if labels.shape not in ((size, size), original):
+        raise DataError(
+            f"{path} is {labels.shape[1]} x {labels.shape[0]} pixels: a label map must be {size} x {size}, or "
+            f"{original[1]} x {original[0]} like the photo"
+        )
+    return labels
 
 
-def score(
+def _as_scored(labels: np.ndarray, size: int) -> np.ndarray:
+    return labels if labels.shape == (size, size) else resize_label(labels, size)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What counting gives. images: {segmenter: a row per image}. skipped: {key: why}. cropped: images whose maps were
+    of the whole photo's size and lost its ends."""
+
+    images: dict[str, pd.DataFrame]
+    skipped: dict[str, str]
+    cropped: int = 0
+
+
+def count_all(
     dataset: Dataset,
     segmenters: Sequence[str],
     path: MapPath,
@@ -102,8 +215,8 @@ def score(
     skip_errors: bool = False,
     left_out: Mapping[str, str] | None = None,
     size: int | None = None,
-) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
-    """Scores label maps against the truth, image by image.
+) -> Counts:
+    """Counts label maps against the truth, image by image.
 
     Args:
         segmenters: names. path: where a segmenter's map of a key is. workers: processes.
@@ -111,22 +224,21 @@ def score(
         left_out: {key: why} of images known to have no map.
         size: pixels a side at which to compare, maps and truth by nearest-exact; None: as predicted.
 
-    Returns:
-        {segmenter: a row per image, as in images.parquet}, {key: why} of the images left out.
-
     Raises:
         DataError: names every missing, damaged or wrong-sized file (the first ten).
     """
     skipped = dict(left_out or {}) if skip_errors else {}
     keys = [key for key in dataset.keys if key not in skipped]
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in segmenters}
-    for batch in track(loader(_Scorer(dataset, keys, segmenters, path, size), 1, workers), "score", len(keys)):
+    cropped = 0
+    for batch in track(loader(_Counter(dataset, keys, segmenters, path, size), 1, workers), "score", len(keys)):
         for image in batch:
             if image.errors:
                 skipped[image.key] = "; ".join(image.errors)
-            else:
-                for name in segmenters:
-                    rows[name].append(_row(image.key, image.hists[name], image.segments[name]))
+                continue
+            cropped += image.cropped
+            for name, table in image.tables.items():
+                rows[name].append({"key": image.key, "segments": table.segments, "pixels": table.pixels.ravel()})
     if skipped and not skip_errors:
         complaints = [*skipped.values()][:_SHOWN] + ["..."] * (len(skipped) > _SHOWN)
         raise DataError(
@@ -135,85 +247,100 @@ def score(
         )
     if not any(rows.values()):
         raise DataError(f"none of the {len(dataset)} images could be scored: {next(iter(skipped.values()))}")
-    return {name: pd.DataFrame(r) for name, r in rows.items()}, dict(sorted(skipped.items()))
+    return Counts({name: pd.DataFrame(r) for name, r in rows.items()}, dict(sorted(skipped.items())), cropped)
 
 
-def _row(key: str, hist: np.ndarray, segments: int) -> dict[str, Any]:
-    counts = match(hist)
-    summary = summarise(counts)
-    return {
-        "key": key,
-        "pixels": counts.pixels,
-        "segments": segments,
-        "accuracy": summary["accuracy"],
-        "miou": summary["miou"],
-        "tp": counts.tp,
-        "fp": counts.fp,
-        "fn": counts.fn,
-        "histogram": hist.ravel(),
-        "columns": hist.shape[1],
-    }
+# --- counts on disk ---------------------------------------------------------------------------------------------------
 
 
-def counts_of(images: pd.DataFrame) -> list[Counts]:
-    """The counts of each row."""
-    lists = zip(images["tp"], images["fp"], images["fn"], images["pixels"], strict=True)
-    return [Counts(np.asarray(tp), np.asarray(fp), np.asarray(fn), int(n)) for tp, fp, fn, n in lists]
-
-
-def summarise_images(images: pd.DataFrame, classes: Sequence[str], resamples: int = 1000) -> dict[str, Any]:
-    """The metrics of one segmenter from its rows.
-
-    Returns:
-        accuracy, miou: fractions; iou: {class: fraction, None where the class does not occur}; interval: 95 % over
-        images, of accuracy and miou; ties: smallest and largest mIoU over the solver's ties; segments: mean number per
-        image; images: their number.
-    """
-    counts = counts_of(images)
-    hists = [
-        np.asarray(h).reshape(-1, columns) for h, columns in zip(images["histogram"], images["columns"], strict=True)
-    ]
-    found = summarise(counts)
-    return {
-        "accuracy": found["accuracy"],
-        "miou": found["miou"],
-        "interval": bootstrap(counts, resamples),
-        "ties": tie_sensitivity(hists),
-        "segments": float(images["segments"].mean()),
-        "images": len(images),
-        "iou": {c: None if np.isnan(x) else x for c, x in zip(classes, found["iou"], strict=True)},
-    }
-
-
-def write_images(run: Run, images: Mapping[str, pd.DataFrame]) -> None:
-    """Writes SEGMENTER/images.parquet of each segmenter."""
-    for name, rows in images.items():
+def write_counts(run: Run, counts: Counts, counted_with: Mapping[str, str]) -> None:
+    """Writes SEGMENTER/images.parquet of each segmenter. counted_with: {segmenter: hash of what made the counts}."""
+    for name, rows in counts.images.items():
         run.images(name).parent.mkdir(parents=True, exist_ok=True)
-        write(run.images(name), rows.to_parquet(None))
+        facts = {"counted_with": counted_with[name], "skipped": counts.skipped}
+        table = pa.Table.from_pandas(rows, preserve_index=False)
+        table = table.replace_schema_metadata({**(table.schema.metadata or {}), b"diffseg": json.dumps(facts).encode()})
+        write(run.images(name), lambda file, table=table: pq.write_table(table, file))  # type: ignore[misc]
 
 
-def read_images(run: Run, segmenter: str) -> pd.DataFrame:
-    """SEGMENTER/images.parquet of a run.
+def read_counts(run: Run, segmenter: str) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """SEGMENTER/images.parquet of a run, and what was written with it: "counted_with", "skipped".
 
     Raises:
-        DataError: missing or damaged.
+        DataError: missing, damaged, or of an earlier version of this project.
     """
     path = run.images(segmenter)
     try:
-        return pd.read_parquet(path)
-    except (OSError, ValueError) as error:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path} is missing or damaged ({error}): score the run again") from None
+    try:
+        facts = json.loads((table.schema.metadata or {})[b"diffseg"])
+        return table.select(["key", "segments", "pixels"]).to_pandas(), facts
+    except (KeyError, ValueError):
+        raise DataError(f"{path} was counted by an earlier version of diffseg: score the run again") from None
 
 
-def read_summary(run: Run) -> dict[str, Any]:
+def tables_of(images: pd.DataFrame) -> list[np.ndarray]:
+    """int64 [classes + 1, S] of each row: column = segment number, last row = void."""
+    return [
+        Table(np.asarray(segments), np.asarray(pixels).reshape(-1, len(segments))).dense()
+        for segments, pixels in zip(images["segments"], images["pixels"], strict=True)
+    ]
+
+
+# --- scores -----------------------------------------------------------------------------------------------------------
+
+
+def image_scores(images: pd.DataFrame, protocol: Protocol, background: int | None = None) -> pd.DataFrame:
+    """A row per image: key, pixels (labelled), segments (their number), table (see `tables_of`), accuracy, miou."""
+    tables = tables_of(images)
+    scores = protocol.metrics(protocol.statistics(tables, background))
+    return pd.DataFrame(
+        {
+            "key": images["key"],
+            "pixels": [int(table[:-1].sum()) for table in tables],
+            "segments": images["segments"].map(len),
+            "table": tables,
+            "accuracy": scores["accuracy"],
+            "miou": scores["miou"],
+        }
+    )
+
+
+def scores_of(
+    images: pd.DataFrame, classes: Sequence[str], protocol: Protocol, background: int | None = None
+) -> dict[str, Any]:
+    """The metrics of one segmenter under one protocol, from its counts; see `SegmenterScores`.
+
+    classes and iou only under protocols that give segments classes, ties only under the paper's.
+    """
+    tables = tables_of(images)
+    statistics = protocol.statistics(tables, background)
+    sums = {name: values.sum(0, keepdims=True) for name, values in statistics.items()}
+    scores: dict[str, Any] = {name: float(values[0]) for name, values in protocol.metrics(sums).items()}
+    scores["interval"] = intervals(statistics, protocol.metrics)
+    if isinstance(protocol, Matching):
+        iou = [None if np.isnan(x) else float(x) for x in protocol.iou(sums)[0]]
+        scores |= {"classes": sum(x is not None for x in iou), "iou": dict(zip(classes, iou, strict=True))}
+    if protocol == OneToOne():
+        scores["ties"] = tie_sensitivity([paired_table(table[:-1]) for table in tables])
+    return scores
+
+
+def read_summary(run: Run) -> Summary:
     """summary.json of a run.
 
     Raises:
         DataError: missing or damaged.
     """
     try:
-        return json.loads(run.summary.read_text())
+        summary = json.loads(run.summary.read_text())
+        summary["dataset"]["size"], summary["protocol"], summary["segmenters"]
+        return summary
     except FileNotFoundError:
         raise DataError(f"{run.summary} is missing: score the run first") from None
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise DataError(f"{run.summary} is damaged ({error}): remove it and score the run again") from None
+    except KeyError:
+        raise DataError(f"{run.summary} was written by an earlier version of diffseg: score the run again") from None

@@ -18,7 +18,7 @@ from rich.progress import track
 from rich.table import Table
 
 from diffseg.datasets.scenes import Scenes
-from diffseg.eval.metrics import Counts, bootstrap, histogram, summarise
+from diffseg.eval.metrics import Counts, histogram, intervals, score_metrics, statistics_of, summarise
 from diffseg.segmenter import DiffSeg, Settings
 from diffseg.semantic import VOTINGS, noun_maps, noun_tokens, vote
 
@@ -53,11 +53,14 @@ def choices(seg: DiffSeg, scenes: Scenes, key: str, settings: Settings) -> tuple
     nouns, classes = [noun for noun, _ in scene.nouns], np.array([index for _, index in scene.nouns])
     tokens = noun_tokens(seg.model.tokenizer, scene.caption, nouns)
     size = (truth.shape[0], truth.shape[1])
-    labels, proposals, _, cross = seg.segment_prompted(scenes.image(key)[None], settings, size, scene.caption)
+    image = seg.observe_pixels(scenes.image(key)[None], settings.timestep, size, scene.caption)
+    segmentation = seg.segment_observed(scene.image, image, settings)
+    labels, segments = segmentation.labels, len(segmentation)
+    cross = image.batch.seen().cross_attention
     maps, hist = list(noun_maps(cross, tokens, size)), histogram(truth, labels, len(scenes.classes))
     found = {voting: classes[vote(labels, maps, voting).argmax(1)] for voting in VOTINGS}
-    random = np.random.default_rng([scenes.seed, int(key)]).choice(classes, len(proposals))
-    return hist, found | {CONTROL: random, BOUND: hist[:, : len(proposals)].argmax(0)}
+    random = np.random.default_rng([scenes.seed, int(key)]).choice(classes, segments)
+    return hist, found | {CONTROL: random, BOUND: hist[:, :segments].argmax(0)}
 
 
 def score(seg: DiffSeg, scenes: Scenes, settings: Settings) -> dict[str, dict[str, Any]]:
@@ -75,7 +78,8 @@ def score(seg: DiffSeg, scenes: Scenes, settings: Settings) -> dict[str, dict[st
 
 
 def _summary(pixels: list[Counts], segments: list[Counts]) -> dict[str, Any]:
-    interval = bootstrap(pixels) | {"segment_accuracy": bootstrap(segments)["accuracy"]}
+    of_segments = intervals(statistics_of(segments), score_metrics)["accuracy"]
+    interval = intervals(statistics_of(pixels), score_metrics) | {"segment_accuracy": of_segments}
     return summarise(pixels) | {"segment_accuracy": summarise(segments)["accuracy"], "interval": interval}
 
 

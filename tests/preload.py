@@ -3,7 +3,7 @@
 import torch
 
 import diffseg.eval.run  # noqa: F401
-from diffseg.attention import DiffusionModel
+from diffseg.backbones.diffusion import DiffusionModel
 
 torch.set_num_threads(1)  # forks of a process with a thread pool would wait for threads that they do not have
 DiffusionModel.from_pretrained("mini", device="cpu")

@@ -9,7 +9,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 
-from diffseg.attention import add_head_mean, attention_maps, capture
+from diffseg.attention import Needs, add_head_mean, attention_maps, capture
 from diffseg.segmentation import aggregate, merge, to_labels
 from tests.models import UNETS, unet
 from tests.test_segmentation import GOLDEN
@@ -60,7 +60,7 @@ def test_equals_the_textbook(name, size):
     """In float64 on both sides: float32 rounding grows through SDXL's many layers and would hide mistakes."""
     latents, context, added = inputs_for(name, size)
     model = copy.deepcopy(unet(name)).double()
-    found = capture(model, latents.double(), 300, context.double(), double(added), cross=True)
+    found = capture(model, latents.double(), 300, context.double(), double(added), Needs(attention=True, cross=True))
     expected = textbook(unet(name), latents, 300, context, added)
     for kind, maps in {"attn1": found.self_attention, "attn2": found.cross_attention}.items():
         assert {h * w for h, w in maps} == {n for k, n in expected if k == kind}
@@ -106,14 +106,13 @@ def test_resolutions_are_those_the_unet_has(name, levels):
 def test_the_unet_is_left_as_it_was():
     model = copy.deepcopy(unet("sd1"))
     latents, context, _ = inputs_for("sd1", (8, 8), 1)
-    own = Textbook(defaultdict(list), "mine")
-    model.set_attn_processor(own)
+    processors = model.attn_processors
     with torch.no_grad():
         before = model(latents, 300, context).sample
     attention_maps(model, latents, 300, context)
     with pytest.raises(RuntimeError):
         attention_maps(model, latents, 300, context[..., :5])  # fails inside the pass
-    assert all(p is own for p in model.attn_processors.values())
+    assert all(p is processors[name] for name, p in model.attn_processors.items())
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
     with torch.no_grad():
         torch.testing.assert_close(model(latents, 300, context).sample, before, rtol=0, atol=0)

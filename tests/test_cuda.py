@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from diffseg import DiffSeg
-from diffseg.attention import DiffusionModel, add_head_mean
+from diffseg.attention import Look, Needs, add_head_mean
+from diffseg.backbones.diffusion import DiffusionModel
 from diffseg.datasets.coco_stuff import CLASSES
 from diffseg.datasets.scenes import TEST_SEED, scene
 from diffseg.datasets.transforms import image_to_pixels
@@ -44,9 +45,9 @@ def test_a_whole_pass_with_the_fused_kernels_is_the_plain_one(monkeypatch, dtype
     """Queries and keys are the same bits in both: only what becomes of them may differ."""
     model = DiffusionModel.from_pretrained("mini", device="cuda", dtype=dtype)
     pixels = torch.stack([image_to_pixels(scene(TEST_SEED, i).image) for i in range(2)])
-    fused = model.attention(pixels, 100, cross=True)
+    fused = model.observe(pixels, Needs(attention=True, cross=True), Look(100))
     monkeypatch.setattr("diffseg.attention._head_mean_for", lambda queries: add_head_mean)
-    plain = model.attention(pixels, 100, cross=True)
+    plain = model.observe(pixels, Needs(attention=True, cross=True), Look(100))
     for kind in ("self_attention", "cross_attention"):
         for size, expected in getattr(plain, kind).items():
             found = getattr(fused, kind)[size]
@@ -67,7 +68,7 @@ def test_distances_do_not_use_tf32():
 def test_a_batch_is_merged_as_its_images_are():
     model = DiffusionModel.from_pretrained("mini", device="cuda", dtype=torch.float32)
     pixels = torch.stack([image_to_pixels(scene(TEST_SEED, i).image) for i in range(4)])
-    attention = aggregate(model.attention(pixels, 100).self_attention)
+    attention = aggregate(model.observe(pixels, Needs(attention=True), Look(100)).self_attention)
     for found, one in zip(merge_batch(attention, 16, [0.62] * 3), attention, strict=True):
         expected = merge(one, 16, [0.62] * 3)
         labels = (to_labels(p, (512, 512)).cpu().numpy() for p in (found, expected))

@@ -17,19 +17,26 @@ import pytest
 import torch
 import yaml
 from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import get_class, instantiate
 from PIL import Image
 from rich.console import Console
 
 import diffseg.conf
-from diffseg.attention import AttentionMaps, DiffusionModel
+from diffseg.attention import Observation
+from diffseg.backbones.diffusion import DiffusionModel
 from diffseg.datasets.base import DataError
 from diffseg.datasets.coco_stuff import CLASSES
 from diffseg.datasets.scenes import Scenes, scene
-from diffseg.eval import predict, run, score
+from diffseg.eval import evaluation, predict, run, score
 from diffseg.eval.check import check, read_reference
+from diffseg.eval.protocols import OneToOne
 from diffseg.eval.runs import find_run
-from diffseg.eval.segmenters import Batch, ColourKMeans, DiffSeg, KMeans, KMeansOracle, Whole
+from diffseg.eval.show.tables import result_table
+from diffseg.methods.clustering import KMeans, KMeansOracle
+from diffseg.methods.controls import ColourKMeans, Whole
+from diffseg.methods.merging import Merging
+from diffseg.observed import Batch
 from tests.test_segmentation import CASES, GOLDEN, golden_maps
 
 CONF = Path(diffseg.conf.__file__).parent
@@ -40,11 +47,11 @@ COCO = Path(__file__).parents[2] / "shared" / "data" / "coco"
 def configured(*overrides):
     with initialize_config_module("diffseg.conf", version_base="1.3"):
         choices = compose("config", [*overrides], return_hydra_config=True).hydra.runtime.choices
-        return run._resolved(compose("config", [*overrides])), {key: choices[key] for key in ("dataset", "model")}
+        return run.resolved(compose("config", [*overrides])), {key: choices[key] for key in ("dataset", "model")}
 
 
 def evaluated(runs, *overrides):
-    return run.evaluate(*configured(f"runs={runs}", *overrides))
+    return evaluation.evaluate(run.experiment_of(*configured(f"runs={runs}", *overrides)))
 
 
 def command(*args, **options):
@@ -57,6 +64,11 @@ def maps_of(folder):
 
 
 # --- configuration ----------------------------------------------------------------------------------------------------
+
+
+def batch_of(pixels, maps):
+    """Images whose pass has shown these maps."""
+    return Batch(pixels, lambda look, needs: Observation(maps))
 
 
 def options(group):
@@ -81,7 +93,7 @@ def test_every_segmenter_instantiates_and_labels_each_pixel(segmenter):
     for n in (16, 8):
         maps[n, n] = torch.softmax(3 * torch.randn(n * n, n * n), 1)
     truth = np.repeat([0, 3], 32)[:, None].repeat(64, 1)
-    batch = Batch([pixels], lambda: {size: m[None] for size, m in maps.items()})
+    batch = batch_of([pixels], {size: m[None] for size, m in maps.items()})
     (labels,) = predict.segment(other, batch, [truth])
     assert labels.shape == (64, 64)
     assert labels.min() >= 0
@@ -99,6 +111,26 @@ def test_the_models_own_defaults_come_before_the_papers():
     assert config["segmenters"]["diffseg"]["threshold"] == own["threshold"]
 
 
+@pytest.fixture
+def refused(monkeypatch, capfd, tmp_path):
+    """A function that runs the command in this process and returns the sentence with which it is refused."""
+
+    def run_command(*arguments):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["diffseg-eval", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            run.main()
+        said = capfd.readouterr()
+        assert (ended.value.code, said.out) == (2, "")
+        assert "\n" not in said.err.strip()
+        assert not list(tmp_path.iterdir())
+        return said.err
+
+    yield run_command
+    GlobalHydra.instance().clear()
+    os.environ.pop("HYDRA_FULL_ERROR", None)
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [
@@ -109,35 +141,39 @@ def test_the_models_own_defaults_come_before_the_papers():
         ("bach_size=1", "did you mean batch_size?"),
         ("datset=scenes", "did you mean dataset?"),
         ("threshold=0.5", "there is no setting threshold; did you mean segmenters.diffseg.threshold?"),
+        ("protocol=[diffseg,strickt]", "did you mean strict?"),
+        ("~segmenters.diffsek", "did you mean segmenters.diffseg?"),
     ],
 )
-def test_a_misspelt_override_is_refused_with_the_nearest_name(override, words):
-    with pytest.raises(ValueError, match="did you mean") as refused:
-        run.check_overrides([override])
-    assert words in str(refused.value)
+def test_a_misspelt_override_is_refused_with_the_nearest_name(refused, override, words):
+    assert words in refused(override)
 
 
 @pytest.mark.parametrize("override", ["vary={threshold:[0.7,0.9]", "dataset.count", "vary={threshold=[0.7]}"])
-def test_what_is_no_override_is_one_sentence_not_a_grammar(override):
-    with pytest.raises(ValueError, match="cannot be read as key=value") as refused:
-        run.check_overrides(["dataset.count=2", override])
-    assert str(refused.value).startswith(f"{override}: ")
-    assert "\n" not in str(refused.value)
+def test_what_is_no_override_is_one_sentence_not_a_grammar(refused, override):
+    said = refused("dataset.count=2", override)
+    assert said.startswith(f"diffseg-eval: {override}: cannot be read as key=value")
 
 
 @pytest.mark.parametrize(
-    "overrides",
+    "arguments",
     [
         ["dataset=folder", "dataset.root=x", "dataset.ignore=0"],
-        ["segmenters.diffseg.threshold=0.7,0.9"],
+        ["segmenters.diffseg.threshold=[0.7,0.9]"],
         ["+segmenter@segmenters.km=kmeans_c", "segmenters.km.clusters=4"],
         ["experiment=controls", "segmenters.colour.place=1"],
         ["hydra/launcher=local", "~segmenters.diffseg", "tracker=wandb", "tracker.mode=offline"],
+        ["--package", "dataset", "--resolve"],
+        ["--config-dir", "/", "hydra.searchpath=[file:///usr]"],
     ],
     ids=str,
 )
-def test_right_overrides_pass(overrides):
-    assert run.check_overrides(overrides) is None  # nothing is refused
+def test_right_overrides_and_hydras_own_options_pass(arguments, monkeypatch, capfd):
+    monkeypatch.setattr(sys, "argv", ["diffseg-eval", "--cfg", "job", *arguments])
+    run.main()
+    assert "count:" in capfd.readouterr().out
+    GlobalHydra.instance().clear()
+    os.environ.pop("HYDRA_FULL_ERROR", None)
 
 
 # --- a run ------------------------------------------------------------------------------------------------------------
@@ -150,7 +186,7 @@ def test_the_command_runs_continues_and_then_does_nothing(tmp_path):
     assert "scenes, 6 images" in first.stdout
     assert "predict: 6 images segmented" in first.stderr
     (folder,) = (tmp_path / "out").iterdir()
-    assert folder.name.startswith("scenes-mini-")
+    assert folder.name.startswith("scenes-6-mini-diffseg-")
     made = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
     maps = {f"diffseg/labels/{i:06d}.png" for i in range(6)}
     assert made == maps | {"config.yaml", "run.json", "summary.json", "report.html", "diffseg/images.parquet"}
@@ -203,8 +239,8 @@ def test_one_run_of_many_segmenters_gives_what_single_runs_give(tmp_path):
 
 def test_many_settings_share_one_pass_and_score_as_alone(tmp_path, monkeypatch):
     passes = []
-    attention = DiffusionModel.attention
-    monkeypatch.setattr(DiffusionModel, "attention", lambda *a, **k: passes.append(1) or attention(*a, **k))
+    observe = DiffusionModel.observe
+    monkeypatch.setattr(DiffusionModel, "observe", lambda *a, **k: passes.append(1) or observe(*a, **k))
     many = evaluated(tmp_path, *SMALL, "vary={threshold:[0.3,0.6],weights:[null,[1,0,0,0]]}")
     assert len(passes) == 6
     assert list(many["segmenters"]) == [
@@ -224,8 +260,8 @@ def test_scoring_at_another_size_needs_no_new_prediction(tmp_path):
     half = evaluated(tmp_path, *SMALL, "score_size=64")
     assert half["folder"] == whole["folder"]
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*/labels/*.png")} == stamps
-    images = score.read_images(find_run(Path(half["folder"]), 64), "diffseg")
-    assert (images["pixels"] == 64 * 64).all()
+    images, _ = score.read_counts(find_run(Path(half["folder"]), 64), "diffseg")
+    assert {table.sum() for table in score.tables_of(images)} == {64 * 64}
     assert half["segmenters"]["diffseg"]["miou"] == pytest.approx(whole["segmenters"]["diffseg"]["miou"], abs=0.02)
     assert evaluated(tmp_path, *SMALL)["segmenters"] == whole["segmenters"]
 
@@ -264,16 +300,18 @@ def test_a_perfect_and_a_trivial_segmenter_by_hand(tmp_path):
 
 def test_images_parquet_holds_what_every_metric_follows_from(tmp_path):
     summary = evaluated(tmp_path, *SMALL)
-    images = score.read_images(find_run(Path(summary["folder"])), "diffseg")
+    run_folder = find_run(Path(summary["folder"]))
+    images, _ = score.read_counts(run_folder, "diffseg")
     assert list(images["key"]) == [f"{i:06d}" for i in range(6)]
-    again = json.loads(json.dumps(score.summarise_images(images, CLASSES)))
-    stored = dict(summary["segmenters"]["diffseg"])
-    del stored["settings"]
-    assert again == stored
-    row = images.iloc[2]
-    histogram = np.asarray(row["histogram"]).reshape(27, row["columns"])
-    assert histogram.sum() == row["pixels"] == 128 * 128
-    assert (histogram.sum(0) > 0).sum() == row["segments"]
+    again = json.loads(json.dumps(score.scores_of(images, CLASSES, OneToOne())))
+    assert again == summary["protocols"]["diffseg"]["diffseg"]
+    assert again.items() <= summary["segmenters"]["diffseg"].items()
+    row, table = images.iloc[2], score.tables_of(images)[2]
+    labels, truth = np.asarray(Image.open(run_folder.map("diffseg", row["key"]))), Scenes(6, size=128).label(row["key"])
+    assert list(row["segments"]) == sorted(np.unique(labels))
+    assert table.shape == (28, labels.max() + 1)
+    assert table.sum() == 128 * 128
+    assert table[truth[0, 0], labels[0, 0]] == ((truth == truth[0, 0]) & (labels == labels[0, 0])).sum()
 
 
 def test_golden_attention_end_to_end(tmp_path, monkeypatch):
@@ -292,10 +330,10 @@ def test_golden_attention_end_to_end(tmp_path, monkeypatch):
 
         device = torch.device("cpu")
 
-        def attention(self, images, timestep):
-            return AttentionMaps(golden_maps(waiting.pop(0), torch.float32), {})
+        def observe(self, images, needs, look):
+            return Observation(golden_maps(waiting.pop(0), torch.float32))
 
-    monkeypatch.setattr(run, "_load_model", lambda *a: Recorded())
+    monkeypatch.setattr(run, "_load_model", lambda *a, **k: Recorded())
     overrides = ["dataset=folder", f"dataset.root={tmp_path / 'data'}", "workers=0", "device=cpu"]
     for case in cases:
         assert (case["tau"], case["anchors"]) == (cases[0]["tau"], cases[0]["anchors"])
@@ -315,7 +353,7 @@ def _evaluate_quietly(config, names):
     torch.set_num_threads(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.dup2(1, 2)
-    run.evaluate(config, names)
+    evaluation.evaluate(run.experiment_of(config, names))
 
 
 def children(pid):
@@ -539,7 +577,7 @@ def test_bad_settings_are_one_sentence(tmp_path, overrides, words):
     if not any(o.startswith("runs=") for o in overrides):
         overrides = [*overrides, f"runs={tmp_path / 'runs'}"]
     with pytest.raises((ValueError, OSError)) as refused:
-        run.evaluate(*configured(*small, *overrides))
+        evaluation.evaluate(run.experiment_of(*configured(*small, *overrides)))
     assert words in str(refused.value)
     assert "\n" not in str(refused.value)
     assert not list(tmp_path.rglob("*.parquet"))
@@ -548,7 +586,7 @@ def test_bad_settings_are_one_sentence(tmp_path, overrides, words):
 def test_a_bad_setting_on_the_command_line_is_one_line(tmp_path):
     ran = command("segmenters.diffseg.threshold=0", cwd=tmp_path)
     assert (ran.returncode, ran.stdout) == (2, "")
-    assert ran.stderr == "diffseg-eval: threshold must be above 0, got 0, 0, 0\n"
+    assert ran.stderr == "diffseg-eval: threshold must be above 0, got 0\n"
     assert not list(tmp_path.iterdir())
 
 
@@ -643,12 +681,12 @@ def test_a_sweep_ends_with_one_table(tmp_path):
     (sweep,) = (tmp_path / "out" / "sweeps").iterdir()
     rows = pd.read_csv(sweep / "table.csv")
     assert list(rows["segmenters.diffseg.threshold"]) == [0.3, 0.0, 0.6]
-    assert rows["error"].tolist()[1] == "threshold must be above 0, got 0, 0, 0"
+    assert rows["error"].tolist()[1] == "threshold must be above 0, got 0"
     for i, name in ((0, 0), (2, 2)):
         summary = json.loads((tmp_path / "out" / rows["run"][i] / "summary.json").read_text())
         assert rows["miou"][name] == pytest.approx(summary["segmenters"]["diffseg"]["miou"])
     markdown = (sweep / "table.md").read_text().splitlines()
-    assert markdown[0].startswith("| segmenters.diffseg.threshold | segmenter | accuracy | miou |")
+    assert markdown[0].startswith("| threshold | segmenter | accuracy % | mIoU % |")
     assert len(markdown) == 5
 
 
@@ -684,7 +722,7 @@ def test_a_reference_tells_what_moved(tmp_path, capfd):
     assert check(summary, reference)["ok"].tolist() == [True, False]
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(reference))
-    with pytest.raises(run.MovedError, match="1 of 2 metrics moved"):
+    with pytest.raises(evaluation.MovedError, match="1 of 2 metrics moved"):
         evaluated(tmp_path, *SMALL, "stages=[predict,score,check]", f"reference={path}")
     assert "MOVED" in capfd.readouterr().out
     reference["run"]["images"] = 7
@@ -744,7 +782,8 @@ def test_two_runs_are_compared_on_their_common_images(tmp_path):
     ran = command("compare", first["folder"], second["folder"], cwd=tmp_path, env={**os.environ, "COLUMNS": "100"})
     assert ran.returncode == 0, ran.stderr
     assert "B - A on 5 common images" in ran.stdout
-    a, b = (score.read_images(find_run(Path(x["folder"])), "diffseg").set_index("key") for x in (first, second))
+    counts = (score.read_counts(find_run(Path(x["folder"])), "diffseg")[0] for x in (first, second))
+    a, b = (score.image_scores(images, OneToOne()).set_index("key") for images in counts)
     common = a.loc[b.index]
     plain = b["accuracy"].mean() - common["accuracy"].mean()  # all have as many labelled pixels
     assert f"{100 * plain:+.2f}" in ran.stdout
@@ -775,14 +814,14 @@ def quarters(n: int = 16) -> Batch:
     quarter = torch.from_numpy((row >= n // 2) * 2 + (column >= n // 2))
     same = torch.where(quarter[:, None] == quarter, 1.0, 1e-3) + 1e-5 * torch.rand(n * n, n * n)
     pixels = torch.tensor([-0.9, -0.3, 0.3, 0.9])[quarter].view(1, n, n).repeat_interleave(8, 1).repeat_interleave(8, 2)
-    return Batch([pixels.expand(3, -1, -1)], lambda: {(n, n): (same / same.sum(1, keepdim=True))[None]})
+    return batch_of([pixels.expand(3, -1, -1)], {(n, n): (same / same.sum(1, keepdim=True))[None]})
 
 
 TRUTH = np.kron(np.arange(4).reshape(2, 2), np.ones((64, 64), int))
 
 
 @pytest.mark.parametrize(
-    "segmenter", [DiffSeg(1.0), DiffSeg(0.5, relative=True), KMeans(4), KMeansOracle(), ColourKMeans()], ids=repr
+    "segmenter", [Merging(1.0), Merging(0.5, relative=True), KMeans(4), KMeansOracle(), ColourKMeans()], ids=repr
 )
 def test_every_method_finds_four_quarters(segmenter):
     (found,) = predict.segment(segmenter, quarters(), [TRUTH])
@@ -793,17 +832,17 @@ def test_every_method_finds_four_quarters(segmenter):
 def test_a_relative_threshold_does_not_depend_on_how_sharp_the_attention_is():
     """Maps mixed with the uniform one are nearer to each other; relative thresholds see no difference."""
     sharp = quarters()
-    flat = Batch(sharp.pixels, lambda: {(16, 16): 0.05 * sharp.maps[16, 16] + 0.95 / 256})
-    absolute, relative = DiffSeg(1.0), DiffSeg(0.5, relative=True)
+    flat = batch_of(sharp.pixels, {(16, 16): 0.05 * sharp.seen().self_attention[16, 16] + 0.95 / 256})
+    absolute, relative = Merging(1.0), Merging(0.5, relative=True)
     assert len(np.unique(absolute.segment(flat[0]))) == 1
     np.testing.assert_array_equal(relative.segment(flat[0]), relative.segment(sharp[0]))
 
 
-@pytest.mark.parametrize("segmenter", [DiffSeg(0.3), DiffSeg([0.2, 0.5], refine=True), KMeans(3)], ids=repr)
+@pytest.mark.parametrize("segmenter", [Merging(0.3), Merging([0.2, 0.5], refine=True), KMeans(3)], ids=repr)
 def test_a_batch_is_segmented_as_its_images_are(segmenter):
     g = torch.Generator().manual_seed(0)
     maps = {(n, n): torch.softmax(3 * torch.randn(3, n * n, n * n, generator=g), -1) for n in (16, 8)}
-    batch = Batch(torch.rand(3, 3, 64, 64, generator=g), lambda: maps)
+    batch = batch_of(torch.rand(3, 3, 64, 64, generator=g), maps)
     together = segmenter.segment_batch(batch)
     assert len(together) == 3
     for found, image in zip(together, batch, strict=True):
@@ -817,9 +856,9 @@ def test_the_whole_image_is_one_segment():
 def test_long_names_of_settings_are_not_cut_in_the_table(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
     name = "threshold=0.7,anchors=16,iterations=3,weights=64-32-16-8,refine=True,a_last_setting=12345"
-    found = {"accuracy": 0.5, "miou": 0.4, "ties": [0.4, 0.4], "segments": 3.0}
+    found = {"accuracy": 0.5, "miou": 0.4, "ties": [0.4, 0.4], "segments": 3.0, "told": None, "classes": 4}
     found["interval"] = {"accuracy": [0.4, 0.6], "miou": [0.3, 0.5]}
-    summary = {"dataset": {"name": "scenes", "note": ""}, "images": 2, "segmenters": {name: found}}
-    Console().print(run.result_table(summary))
+    facts = {"name": "scenes", "note": "", "classes": CLASSES}
+    Console().print(result_table({"dataset": facts, "images": 2, "segmenters": {name: found}}))
     shown = [line.split("│")[1].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
     assert "".join(shown) == name

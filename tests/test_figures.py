@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from diffseg.eval.ablations import Usual, ablation_in, read_ablations, usual_value, weights_name
-from diffseg.eval.drawing import (
+from diffseg.eval.show.ablations import Usual, ablation_in, read_ablations, usual_value, weights_name
+from diffseg.eval.show.drawing import (
     Shown,
     by_weights,
     curves,
@@ -24,13 +24,13 @@ from diffseg.eval.drawing import (
     svg,
     weights_effect,
 )
-from diffseg.eval.figures import app, file_name, read_nouns
+from diffseg.eval.show.figures import app, file_name, read_nouns
 from diffseg.images import overlay
 from diffseg.segmentation import merge
 from diffseg.segmenter import DiffSeg
 
 METHOD = {
-    "_target_": "diffseg.eval.segmenters.DiffSeg",
+    "_target_": "diffseg.methods.merging.Merging",
     "threshold": 0.62,
     "iterations": 3,
     "anchors": 16,
@@ -50,9 +50,9 @@ def scored(settings, accuracy=0.5, segments=3.0):
 def summary_of(*tried, **run):
     """A summary whose segmenters are the method with these settings, each better than the one before."""
     found = {f"s{i}": scored({**METHOD, **t}, 0.2 + i / 50, 40 / (i + 1)) for i, t in enumerate(tried)}
-    data = {"name": "scenes", "note": "", "classes": ["a"]}
+    data = {"name": "scenes", "note": "", "classes": ["a"], "size": 512, "paper_threshold": 1.1}
     base = {"dataset": data, "model": "mini", "timestep": 100, "size": 512, "images": 8, "skipped": {}}
-    return {**base, **run, "segmenters": found}
+    return {**base, **run, "protocol": "diffseg", "segmenters": found}
 
 
 def save_run(folder, summary, dataset=None):
@@ -60,13 +60,12 @@ def save_run(folder, summary, dataset=None):
     folder.mkdir(parents=True)
     identity = {"dataset": dataset or {"count": 8}, "segmenters": {name: {} for name in summary["segmenters"]}}
     (folder / "run.json").write_text(json.dumps({"identity": identity, "made_with": None}))
-    (folder / "config.yaml").write_text("dataset: {size: 512}\npaper_threshold: 1.1\n")
     (folder / "summary.json").write_text(json.dumps(summary))
     return folder
 
 
 def ablation_from(*tried, **run):
-    return ablation_in(summary_of(*tried, **run), {"paper_threshold": 1.1})
+    return ablation_in(summary_of(*tried, **run))
 
 
 def command(*arguments):
@@ -94,7 +93,7 @@ def test_the_value_otherwise_used():
     assert usual_value("weights", method, 0.9) == Usual(None, "the default")
     assert usual_value("model", method, 0.9) is None
     assert usual_value("threshold", {**method, "relative": True}, 0.9) is None  # a fraction, not nats
-    assert usual_value("clusters", {"_target_": "diffseg.eval.segmenters.KMeans"}, 0.9) is None
+    assert usual_value("clusters", {"_target_": "diffseg.methods.clustering.KMeans"}, 0.9) is None
 
 
 def test_relative_thresholds_are_another_quantity():
@@ -105,14 +104,14 @@ def test_relative_thresholds_are_another_quantity():
 
 def test_other_segmenters_beside_the_first_one_do_not_count():
     summary = summary_of({"anchors": 8}, {"anchors": 4})
-    summary["segmenters"]["whole"] = scored({"_target_": "diffseg.eval.segmenters.Whole"})
-    assert ablation_in(summary, {}).values == (4, 8)
+    summary["segmenters"]["whole"] = scored({"_target_": "diffseg.methods.controls.Whole"})
+    assert ablation_in(summary).values == (4, 8)
     controls = summary_of({})
     for place in (0.0, 1.0):
         controls["segmenters"][f"{place}"] = scored(
-            {"_target_": "diffseg.eval.segmenters.ColourKMeans", "place": place}
+            {"_target_": "diffseg.methods.controls.ColourKMeans", "place": place}
         )
-    assert ablation_in(controls, {}) is None
+    assert ablation_in(controls) is None
 
 
 def test_weights_have_names():

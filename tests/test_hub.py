@@ -11,7 +11,7 @@ from tests.models import save_pipeline
 
 LOAD = """
 import sys
-from diffseg.attention import DiffusionModel
+from diffseg.backbones.diffusion import DiffusionModel
 try:
     model = DiffusionModel.from_pretrained(sys.argv[1], revision=sys.argv[2] or None, device="cpu")
 except (ValueError, OSError) as error:

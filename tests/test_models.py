@@ -8,8 +8,13 @@ import pytest
 import torch
 
 from diffseg import DiffSeg
-from diffseg.attention import EMBEDDED, DiffusionModel, _sd14, resolve_device
+from diffseg.attention import Look, Needs
+from diffseg.backbones.base import EMBEDDED
+from diffseg.backbones.diffusion import DiffusionModel, _sd14
+from diffseg.devices import resolve_device
 from tests.models import UNETS, save_pipeline
+
+SELF, BOTH = Needs(attention=True), Needs(attention=True, cross=True)
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +49,13 @@ def test_every_architecture_from_a_folder(folders, name, multiple, levels):
     latents = model.encode(images)
     assert latents.shape == (2, 4, 16, 12)
     torch.testing.assert_close(latents, model.encode(images), rtol=0, atol=0)  # the mean: nothing is sampled
-    found = model.attention(images, 300, ["a dog", "grass"], cross=True)
+    found = model.observe(images, BOTH, Look(300, prompted=True), ["a dog", "grass"])
     heights = [(h, max(w, 2) if (h, w) == (2, 1) else w) for h, w in levels]
     assert sorted(found.self_attention, reverse=True) == sorted(heights, reverse=True)
     for (h, w), m in found.cross_attention.items():
         assert m.shape == (2, h * w, 77)
         torch.testing.assert_close(m.sum(-1), torch.ones(2, h * w))
-    empty = model.attention(images, 300).self_attention
+    empty = model.observe(images, SELF, Look(300)).self_attention
     assert any(not torch.allclose(empty[s], found.self_attention[s]) for s in empty), "the prompt must matter"
 
 
@@ -64,9 +69,9 @@ def test_scaling_factor_and_mean():
 
 def test_half_precision(folders):
     images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    full = DiffusionModel.from_pretrained(str(folders["sd1"]), device="cpu").attention(images, 300)
-    half = DiffusionModel.from_pretrained(str(folders["sd1"]), device="cpu", dtype=torch.bfloat16).attention(
-        images, 300
+    full = DiffusionModel.from_pretrained(str(folders["sd1"]), device="cpu").observe(images, SELF, Look(300))
+    half = DiffusionModel.from_pretrained(str(folders["sd1"]), device="cpu", dtype=torch.bfloat16).observe(
+        images, SELF, Look(300)
     )
     for size, m in half.self_attention.items():
         assert m.dtype == torch.float32
@@ -90,7 +95,7 @@ def test_the_embedded_model_is_sds_topology():
     assert sum(n.startswith("mid_block") for n in names) == 1
     assert sum(n.startswith("up_blocks") for n in names) == 9
     assert set(model.defaults) == {"threshold", "timestep"}
-    maps = model.attention(torch.zeros(1, 3, 512, 512), 300).self_attention
+    maps = model.observe(torch.zeros(1, 3, 512, 512), SELF, Look(300)).self_attention
     assert sorted(maps) == [(8, 8), (16, 16), (32, 32), (64, 64)]
     size = sum(p.stat().st_size for p in EMBEDDED["mini"].rglob("*.safetensors"))
     assert size <= 16e6

@@ -16,9 +16,11 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from diffseg.datasets.folder import Folder
-from diffseg.eval.report import class_rows, extremes, is_oracle, matched_classes, picture, spreads, write_report
-from diffseg.eval.run import evaluate
-from diffseg.eval.runs import Run
+from diffseg.eval.evaluation import evaluate
+from diffseg.eval.protocols import OneToOne
+from diffseg.eval.run import experiment_of
+from diffseg.eval.runs import find_run
+from diffseg.eval.show.report import class_rows, extremes, matched_classes, picture, spreads, write_report
 from diffseg.images import distinct_colours
 
 CONTROLS = ["~segmenter@segmenters.diffseg", "+segmenter@segmenters.whole=whole", "+segmenter@segmenters.colour=colour"]
@@ -32,9 +34,8 @@ def configured(*overrides):
 
 def reported(config, name):
     """Makes a run with its report. Returns the Run, its summary and the page."""
-    summary = evaluate(config, {"dataset": name, "model": "mini"})
-    folder = config["runs"] + "/" + summary["run"]
-    run = Run(Path(folder), {}, tuple(summary["segmenters"]))
+    summary = evaluate(experiment_of(config, {"dataset": name, "model": "mini"}))
+    run = find_run(Path(config["runs"]) / summary["run"])
     return run, summary, (run.folder / "report.html").read_text()
 
 
@@ -184,13 +185,13 @@ def test_what_cannot_be_read_is_replaced_by_the_reason(masks, tmp_path):
     dataset = Folder(tmp_path / "photos", masks["dataset"]["classes"], size=64)
     (tmp_path / "photos" / "plain.png").unlink()
     (tmp_path / "masks" / f"{QUOTED}_mask.png").write_bytes(b"no picture")
-    page = write_report(run, dataset, summary, masks).read_text()
+    page = write_report(run, dataset, summary, OneToOne()).read_text()
     reasons = [html.unescape(r) for r in re.findall(r'<p class="reason">(.*?)</p>', page)]
     assert len(reasons) == 2
     assert sum("plain.png is missing" in r for r in reasons) == 1
     assert sum("_mask.png is damaged" in r for r in reasons) == 1
     (tmp_path / "photos" / "plain.label.png").unlink()
-    page = write_report(run, dataset, summary, masks).read_text()
+    page = write_report(run, dataset, summary, OneToOne()).read_text()
     assert page.count("plain.label.png is missing") == 2  # truth and prediction
 
 
@@ -198,7 +199,7 @@ def test_images_left_out_are_named(scenes):
     run, summary, _ = scenes
     config = configured(*CONTROLS, "dataset.count=5", "dataset.size=64")
     left_out = {**summary, "skipped": {"k<1>": "truncated & gone"}}
-    page = write_report(run, instantiate(config["dataset"]), left_out, config).read_text()
+    page = write_report(run, instantiate(config["dataset"]), left_out, OneToOne()).read_text()
     assert "1 of 6 images were left out" in page
     assert "<strong>k&lt;1&gt;</strong>: truncated &amp; gone" in page
 
@@ -212,9 +213,9 @@ def test_a_picture_of_masks_of_the_photos_size_is_cropped(masks, tmp_path):
 
 
 def test_matched_classes_by_hand():
-    hist = np.array([[0, 9, 0, 0], [5, 1, 0, 3], [0, 0, 0, 0]])  # class 2 is absent, segment 3 left over
-    assert matched_classes(hist, 4).tolist() == [1, 0, -1, -1]
-    assert matched_classes(hist, 6).tolist() == [1, 0, -1, -1, -1, -1]  # segments on ignored pixels only
+    classes = [[0, 9, 0, 0, 0, 0], [5, 1, 0, 3, 0, 0], [0] * 6]  # class 2 is absent, segment 3 left over
+    void = [0, 0, 0, 0, 7, 7]  # segments 4 and 5 are on ignored pixels only
+    assert matched_classes(np.array([*classes, void])).tolist() == [1, 0, -1, -1, -1, -1]
 
 
 @pytest.mark.parametrize(("count", "sizes"), [(1, (1, 0)), (2, (1, 1)), (5, (3, 2)), (8, (4, 4)), (50, (4, 4))])
@@ -239,16 +240,9 @@ def test_spreads_by_hand():
 
 
 def test_classes_come_with_their_share():
-    rows = pd.DataFrame({"tp": [np.array([3, 0, 0])], "fn": [np.array([0, 1, 0])]})
+    rows = pd.DataFrame({"table": [np.array([[3, 0], [0, 1], [0, 0], [5, 5]])]})  # the last row is void
     summary = {"dataset": {"classes": ["a", "b", "c"]}, "segmenters": {"x": {"iou": {"a": 0.5, "b": 0.9, "c": None}}}}
     assert [(r["name"], r["share"]) for r in class_rows(summary, {"x": rows})] == [("b", 0.25), ("a", 0.75)]
-
-
-def test_oracles_are_known_by_their_class():
-    assert is_oracle({"_target_": "diffseg.eval.segmenters.KMeansOracle"})
-    assert not is_oracle({"_target_": "diffseg.eval.segmenters.Whole"})
-    assert not is_oracle({"_target_": "diffseg.eval.segmenters.is_gone"})
-    assert not is_oracle({"folder": "masks", "suffix": ".png"})
 
 
 def test_colours_of_classes_differ_and_stay():

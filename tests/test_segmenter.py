@@ -13,7 +13,8 @@ from pycocotools import mask as coco_mask
 from diffseg import DiffSeg, Settings
 from diffseg.datasets.scenes import scene
 from diffseg.eval.metrics import histogram, match, summarise
-from diffseg.segmenter import by_area, prepare, working_size
+from diffseg.segmentation import by_area
+from diffseg.segmenter import prepare, working_size
 
 
 @pytest.fixture(scope="session")
@@ -152,7 +153,7 @@ def test_the_wheel_is_whole(tmp_path):
     for name in (
         "datasets/scenes.py",
         "eval/metrics.py",
-        "eval/report.html",
+        "eval/show/report.html",
         "mini/README.md",
         "mini/weights/model_index.json",
     ):

@@ -23,12 +23,14 @@ from transformers import (
 from typer.testing import CliRunner
 
 from diffseg import DiffSeg, captions
-from diffseg.attention import EMBEDDED
+from diffseg.attention import Look, Observation
+from diffseg.backbones.base import EMBEDDED
 from diffseg.captions import CAPTIONER, Captioner, CaptionError, load_tagger, nouns_of
 from diffseg.cli import app
 from diffseg.datasets.scenes import Scenes, scene
 from diffseg.eval.semantic import BOUND, CONTROL, named, score
 from diffseg.images import write_names
+from diffseg.observed import Batch
 from diffseg.segmenter import Segmentation, Settings
 from diffseg.semantic import LabelledSegmentation, caption_of, distinct, label, noun_maps, noun_tokens, vote
 from tests.hub import Hub
@@ -341,11 +343,16 @@ def test_a_planted_cross_attention_names_the_segments(seg, monkeypatch):
     labels = np.repeat([[0, 1, 2, 2]], 64, 0).repeat(16, 1).astype(np.int32)
     cross = {(4, 4): cross_of(0.1 * LEFT, 0 * LEFT, 0 * LEFT, 0.1 * (1 - LEFT))}
 
-    def planted(pixels, settings, size, prompt):
-        assert (size, prompt) == ((64, 64), "dog a a sky")
-        return labels, np.ones((3, 2, 2), np.float32), {}, cross
+    def looked_at(photo, settings, prompt):
+        assert prompt == "dog a a sky"
+        look = Look(settings.timestep, prompted=True)
+        return Batch([torch.zeros(3, 64, 64)], lambda asked, needs: Observation({}, cross), look)[0]
 
-    monkeypatch.setattr(seg, "segment_prompted", planted)
+    def segmented(photo, image, settings):
+        return Segmentation(labels, np.ones((3, 2, 2), np.float32), photo, "planted", "float32", settings, {})
+
+    monkeypatch.setattr(seg, "observe_as", looked_at)
+    monkeypatch.setattr(seg, "segment_observed", segmented)
     made = label(seg, np.zeros((64, 64, 3), np.uint8), ["dog", "sky"], "dog a a sky")
     assert made.scores.argmax(1).tolist() == [0, 0, 1]
     np.testing.assert_array_equal(made.labels, np.array([0, 0, 1])[labels])
@@ -353,15 +360,16 @@ def test_a_planted_cross_attention_names_the_segments(seg, monkeypatch):
 
 
 def test_with_the_empty_prompt_nothing_changes(seg):
-    """`segment_pixels` and a prompted pass with "" are the same segmentation."""
-    pixels = Scenes(1, seed=4, size=128).image("000000")[None]
+    """A pass without a prompt and one with "" are the same segmentation; only the second keeps cross-attention."""
+    photo = Scenes(1, seed=4, size=128).photo("000000")
     settings = seg.settings(size=128, anchors=8)
-    labels, proposals, _ = seg.segment_pixels(pixels, settings, (128, 128))
-    again, same, _, cross = seg.segment_prompted(pixels, settings, (128, 128), "")
-    np.testing.assert_array_equal(labels, again)
-    np.testing.assert_array_equal(proposals, same)
+    plain, prompted = seg.observe_as(photo, settings), seg.observe_as(photo, settings, "")
+    first, second = (seg.segment_observed(photo, image, settings) for image in (plain, prompted))
+    np.testing.assert_array_equal(first.labels, second.labels)
+    np.testing.assert_array_equal(first.proposals, second.proposals)
+    cross = prompted.batch.seen().cross_attention
     assert {attention.shape[::2] for attention in cross.values()} == {(1, 77)}
-    assert seg.segment_prompted(pixels, settings, (128, 128))[3] == {}
+    assert plain.batch.seen().cross_attention == {}
 
 
 def test_a_model_with_two_text_encoders(tmp_path):

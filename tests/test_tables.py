@@ -5,15 +5,16 @@ import json
 import pandas as pd
 from typer.testing import CliRunner
 
-from diffseg.eval import tables
 from diffseg.eval.check import published, read_reference
+from diffseg.eval.show import tables
 
 
 def summary(model=tables.PAPER_MODEL, note="", size=512, dataset="coco_stuff27", accuracy=0.73, name="diffseg"):
     found = {"accuracy": accuracy, "miou": 0.44, "interval": {"accuracy": [0.7, 0.75], "miou": [0.42, 0.46]}}
     return {
         "run": "r", "model": model, "dataset": {"name": dataset, "note": note}, "size": size, "skipped": {},
-        "timestep": 300, "images": 3, "segmenters": {name: found | {"segments": 5.0, "settings": {"threshold": 1.1}}},
+        "timestep": 300, "images": 3, "protocols": {},
+        "segmenters": {name: found | {"segments": 5.0, "told": None, "settings": {"threshold": 1.1}}},
     }  # fmt: skip
 
 

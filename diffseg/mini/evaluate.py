@@ -16,41 +16,42 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from diffseg.attention import DiffusionModel
+from diffseg.attention import Look, Needs
+from diffseg.backbones.base import Backbone
 from diffseg.datasets.coco_stuff import CLASSES
 from diffseg.datasets.scenes import TEST_SEED, TUNE_SEED, Scenes, scene
-from diffseg.eval.metrics import Counts, bootstrap, histogram, match, summarise
-from diffseg.segmentation import aggregate, anchor_distances, merge, to_labels
+from diffseg.eval.metrics import Counts, histogram, match, score_metrics, standard_errors, statistics_of, summarise
+from diffseg.methods.merging import Merging
+from diffseg.segmentation import aggregate
 from diffseg.segmenter import DiffSeg
 
 
-def tune(model: DiffusionModel, timesteps: Sequence[int], thresholds: Sequence[float], count: int) -> list[dict]:
+def tune(model: Backbone, timesteps: Sequence[int], thresholds: Sequence[float], count: int) -> list[dict]:
     """Scores of every (time step, threshold) on `count` scenes that serve nothing else, best mIoU first.
 
-    "miou_error" is the standard error of the mIoU: half of the central 68 % of a bootstrap over the scenes.
+    "miou_error" is the jackknife's standard error of the mIoU over the scenes.
     """
     scenes, rows = Scenes(count, TUNE_SEED), []
     for t in timesteps:
         counts: dict[float, list[Counts]] = {tau: [] for tau in thresholds}
         for key in track(scenes.keys, f"t = {t}", console=Console(stderr=True), transient=True):
-            attention = aggregate(model.attention(scenes.image(key)[None], t).self_attention)[0]
-            distances = anchor_distances(attention, 16)
+            image = DiffSeg(model).observe_pixels(scenes.image(key)[None], t, (512, 512))
             for tau in thresholds:
-                labels = to_labels(merge(attention, 16, [tau] * 3, distances), (512, 512)).cpu().numpy()
+                labels = Merging(tau).segment(image)
                 counts[tau].append(match(histogram(scenes.label(key), labels, len(CLASSES))))
         for tau, found in counts.items():
-            low, high = bootstrap(found, level=0.6827)["miou"]
-            rows.append({"timestep": t, "threshold": tau} | summarise(found) | {"miou_error": (high - low) / 2})
+            error = standard_errors(statistics_of(found), score_metrics)["miou"]
+            rows.append({"timestep": t, "threshold": tau} | summarise(found) | {"miou_error": error})
     return sorted(rows, key=lambda row: -row["miou"])
 
 
 POINTS = ((0.15, 0.3), (0.45, 0.7), (0.65, 0.35), (0.9, 0.6))  # (row, column) as fractions
 
 
-def attention_picture(model: DiffusionModel, image: np.ndarray, timestep: int, side: int = 160) -> Image.Image:
+def attention_picture(model: Backbone, image: np.ndarray, timestep: int, side: int = 160) -> Image.Image:
     """One row per marked position of a photo uint8 [H, W, 3]: its attention at each resolution, and aggregated."""
     pixels = torch.from_numpy(image / 127.5 - 1).permute(2, 0, 1)[None].float()
-    maps = model.attention(pixels, timestep).self_attention
+    maps = model.observe(pixels, Needs(attention=True), Look(timestep)).self_attention
     levels = [maps[size][0].view(*size, *size) for size in sorted(maps, reverse=True)] + [aggregate(maps)[0]]
     sheet = Image.new("RGB", (side * (len(levels) + 1), side * len(POINTS)), "white")
     for row, (y, x) in enumerate(POINTS):

@@ -1,4 +1,4 @@
-"""What scored runs vary, found by comparing their settings; the data behind the curves of `diffseg.eval.figures`.
+"""What scored runs vary, found by comparing their settings; the data behind the curves of `diffseg.eval.show.figures`.
 
 An ablation is one key that varies (the threshold, the weights R, the time step ...), all else being equal: within a
 run, which tried many settings in one pass, or over several runs, such as the jobs of a sweep.
@@ -15,12 +15,12 @@ from typing import Any
 import yaml
 
 import diffseg
-from diffseg.attention import EMBEDDED
+from diffseg.backbones.base import PAPER_TIMESTEP, recommended
+from diffseg.errors import UserError
 from diffseg.eval.runs import find_run
-from diffseg.eval.score import read_summary
+from diffseg.eval.score import Summary, read_summary
 
-_METHOD = "diffseg.eval.segmenters.DiffSeg"
-_PAPER_TIMESTEP = 300
+_METHOD = "diffseg.methods.merging.Merging"
 
 
 @dataclass(frozen=True)
@@ -137,24 +137,24 @@ def _resolutions(weights: Sequence[float] | None, size: int | None) -> list[str]
 # --- finding them -----------------------------------------------------------------------------------------------------
 
 
-def candidates(summary: dict[str, Any], config: dict[str, Any], dataset: Any = None) -> list[Candidate]:
+def candidates(summary: Summary, dataset: Any = None) -> list[Candidate]:
     """The segmenters of a run.
 
     Args:
-        summary: of the run. config: its configuration. dataset: what identifies the data set, where it is known.
+        summary: of the run. dataset: what identifies the data set, where it is known.
     """
-    note = summary["dataset"]["note"]
+    facts = summary["dataset"]
     run = {
-        "data": summary["dataset"]["name"] + (f" ({note})" if note else ""),
+        "data": facts["name"] + (f" ({facts['note']})" if facts["note"] else ""),
         "model": summary["model"],
         "timestep": summary["timestep"],
-        "size": (config.get("dataset") or {}).get("size", summary["size"]),
+        "size": facts["size"],
         "scored at": summary["size"],
         "images": summary["images"],
         "data set": dataset,
     }
-    paper = config.get("paper_threshold")
-    return [Candidate({**found["settings"], **run}, found, paper) for found in summary["segmenters"].values()]
+    scores = summary["segmenters"].values()
+    return [Candidate({**row["settings"], **run}, dict(row), facts["paper_threshold"]) for row in scores]
 
 
 def varying(tried: Sequence[Candidate]) -> list[str]:
@@ -167,18 +167,18 @@ def ablation_of(tried: Sequence[Candidate], where: str = "these runs") -> Ablati
     """The ablation that candidates make, of the first one's kind; others beside it (baselines, controls) are left out.
 
     Raises:
-        ValueError: nothing varies, several keys do, or a value occurs twice.
+        UserError: nothing varies, several keys do, or a value occurs twice.
     """
     group = _first_kind(tried)
     keys = varying(group)
     if not keys:
         times = "" if len(group) == 1 else ", given more than once"
-        raise ValueError(
+        raise UserError(
             f"nothing varies in {where} (one setting{times}): give a run of an ablation, such as "
             f"experiment=ablation_threshold, or runs that differ in one setting"
         )
     if len(keys) > 1:
-        raise ValueError(f"{' and '.join(keys)} vary at once in {where}: a curve shows one key, all else being equal")
+        raise UserError(f"{' and '.join(keys)} vary at once in {where}: a curve shows one key, all else being equal")
     return _made(keys[0], group, where)
 
 
@@ -190,7 +190,7 @@ def _made(key: str, group: Sequence[Candidate], where: str) -> Ablation:
     values = [_frozen(c.settings.get(key)) for c in group]
     twice = [v for v in values if values.count(v) > 1]
     if twice:
-        raise ValueError(f"{key} = {value_text(twice[0])} occurs more than once in {where}: leave one out")
+        raise UserError(f"{key} = {value_text(twice[0])} occurs more than once in {where}: leave one out")
     fixed = {k: v for k, v in group[0].settings.items() if k != key}
     pairs = list(zip(values, (c.found for c in group), strict=True))
     if all(map(is_number, values)):
@@ -212,23 +212,21 @@ def usual_value(key: str, fixed: dict[str, Any], paper_threshold: float | None) 
     """The value of a key where nobody sets it; None: there is none, as for the model, or a relative threshold."""
     if fixed.get("_target_") != _METHOD or (key == "threshold" and fixed.get("relative")):
         return None
-    model = fixed.get("model") or ""
-    file = Path(EMBEDDED.get(model, model)) / "diffseg.json"
-    own = json.loads(file.read_text()) if file.is_file() else {}
+    own = recommended(fixed.get("model") or "")
     if key in own:
         return Usual(own[key], "the model's own")
-    paper = {"threshold": paper_threshold, "timestep": _PAPER_TIMESTEP}
+    paper = {"threshold": paper_threshold, "timestep": PAPER_TIMESTEP}
     if key in paper:
         return None if paper[key] is None else Usual(paper[key], "the paper's")
     defaults = yaml.safe_load((Path(diffseg.__file__).parent / "conf" / "segmenter" / "diffseg.yaml").read_text())
     return Usual(_frozen(defaults[key]), "the default") if key in defaults else None
 
 
-def ablation_in(summary: dict[str, Any], config: dict[str, Any]) -> Ablation | None:
-    """The ablation that a run is; None where its segmenters do not differ in just one key. Arguments: `candidates`."""
+def ablation_in(summary: Summary) -> Ablation | None:
+    """The ablation that a run is; None where its segmenters do not differ in just one key."""
     try:
-        return ablation_of(candidates(summary, config))
-    except ValueError:
+        return ablation_of(candidates(summary))
+    except UserError:
         return None
 
 
@@ -242,7 +240,7 @@ def read_ablations(folders: Sequence[Path], score_size: int | None = None) -> li
         folders: runs, or sweeps, which stand for the runs of their jobs. score_size: of the scores to read.
 
     Raises:
-        ValueError: a folder that is no scored run, or what `ablation_of` raises.
+        UserError: a folder that is no scored run, or what `ablation_of` raises.
     """
     runs = list(dict.fromkeys(run for given in folders for run in _runs_of(given)))
     tried = {run: _read(run, score_size) for run in runs}
@@ -262,5 +260,4 @@ def _runs_of(folder: Path) -> list[Path]:
 
 def _read(folder: Path, score_size: int | None) -> list[Candidate]:
     run = find_run(folder, score_size)
-    config = yaml.safe_load((folder / "config.yaml").read_text())
-    return candidates(read_summary(run), config, run.identity["dataset"])
+    return candidates(read_summary(run), run.identity["dataset"])

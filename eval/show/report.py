@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
@@ -20,12 +19,12 @@ from PIL import Image
 
 from diffseg.datasets.base import Dataset, read_map
 from diffseg.datasets.transforms import centre_crop, resize_label
-from diffseg.eval.ablations import Ablation, ablation_in
+from diffseg.errors import UserError
 from diffseg.eval.check import published
-from diffseg.eval.metrics import assign
+from diffseg.eval.protocols import Matching, OneToOne, Protocol
 from diffseg.eval.runs import Run
-from diffseg.eval.score import read_images, read_prediction
-from diffseg.eval.segmenters import Oracle
+from diffseg.eval.score import Summary, image_scores, read_counts, read_prediction
+from diffseg.eval.show.ablations import Ablation, ablation_in
 from diffseg.files import write
 from diffseg.images import distinct_colours, overlay
 
@@ -44,25 +43,28 @@ def picture(dataset: Dataset, key: str, path: Path) -> Image.Image:
     return overlay(np.asarray(photo), labels)
 
 
-def write_report(run: Run, dataset: Dataset, summary: dict[str, Any], config: dict[str, Any]) -> Path:
+def write_report(run: Run, dataset: Dataset, summary: Summary, protocol: Protocol) -> Path:
     """Writes RUN/report.html and returns its path.
 
     Args:
-        summary: of a scored run, see `diffseg.eval.score`. config: the resolved configuration.
+        summary: of a scored run. protocol: the one it leads with; images are shown by the paper's, where it gives
+            segments no classes.
 
     Raises:
         DataError: an images.parquet is missing or damaged. OSError: the page cannot be written.
     """
-    images = {name: read_images(run, name) for name in summary["segmenters"]}
+    rule = protocol if isinstance(protocol, Matching) else OneToOne()
+    images = {name: image_scores(read_counts(run, name)[0], rule, dataset.background) for name in summary["segmenters"]}
     first = next(iter(images))
     best, worst = extremes(images[first])
-    ablation = ablation_in(summary, config)
+    ablation = ablation_in(summary)
+    facts = summary["dataset"]
     page = _template().render(
         run=run,
         summary=summary,
-        labels=config["labels"],
-        oracles={name for name, found in summary["segmenters"].items() if is_oracle(found["settings"])},
-        published=published().get(config["published"], {}) if config["published"] else {},
+        labels=run.masks.folder if run.masks else None,
+        told={found["told"] for found in summary["segmenters"].values() if found["told"]},
+        published=published().get(facts["published"], {}) if facts["published"] and not facts["note"] else {},
         ablation=ablation,
         curve=_curve(ablation) if ablation else "",
         classes=class_rows(summary, images),
@@ -70,7 +72,7 @@ def write_report(run: Run, dataset: Dataset, summary: dict[str, Any], config: di
         spreads=spreads(images),
         first=first,
         examples=[
-            (title, [example(dataset, row, map_path(run, config, first, row["key"])) for row in rows])
+            (title, [example(dataset, row, run.map(first, row["key"])) for row in rows])
             for title, rows in (("Best", best), ("Worst", worst))
             if rows
         ],
@@ -84,7 +86,7 @@ def write_report(run: Run, dataset: Dataset, summary: dict[str, Any], config: di
 
 
 def _curve(ablation: Ablation) -> str:
-    from diffseg.eval.drawing import curves, inline_svg  # matplotlib, which other pages do not need
+    from diffseg.eval.show.drawing import curves, inline_svg  # matplotlib, which other pages do not need
 
     return inline_svg(curves(ablation))
 
@@ -111,31 +113,15 @@ def _css(colour: Sequence[int]) -> str:
     return "#" + bytes(int(x) for x in colour).hex()
 
 
-def map_path(run: Run, config: Mapping[str, Any], segmenter: str, key: str) -> Path:
-    """Where the label map is that was scored: the run's own, or one of somebody's folder."""
-    if config["labels"]:
-        return Path(config["labels"]) / f"{key}{config['labels_suffix']}"
-    return run.map(segmenter, key)
-
-
-def is_oracle(settings: Mapping[str, Any]) -> bool:
-    """Whether a segmenter with these settings is told something about the truth."""
-    try:
-        made_by = resolve_name(settings["_target_"])
-    except (KeyError, ValueError, ImportError, AttributeError):  # a folder of label maps has no _target_
-        return False
-    return isinstance(made_by, type) and issubclass(made_by, Oracle)
-
-
 # --- classes and distributions ----------------------------------------------------------------------------------------
 
 
-def class_rows(summary: dict[str, Any], images: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
+def class_rows(summary: Summary, images: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
     """A row per class that occurs, the first segmenter's best first: name, colour, share of the pixels, ious."""
     classes = summary["dataset"]["classes"]
     rows = next(iter(images.values()))
-    pixels = np.stack(rows["tp"]) + np.stack(rows["fn"])  # [images, classes]
-    shares = pixels.sum(0) / max(pixels.sum(), 1)
+    pixels = np.stack([table[:-1].sum(1) for table in rows["table"]]).sum(0)  # [classes]
+    shares = pixels / max(pixels.sum(), 1)
     found = []
     for name, colour, share in zip(classes, distinct_colours(len(classes)), shares, strict=True):
         ious = [segmenter["iou"][name] for segmenter in summary["segmenters"].values()]
@@ -207,7 +193,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Example:
-    """An image's row of images.parquet and what is shown of it. legend: (class, colour).
+    """An image's row of `image_scores` and what is shown of it. legend: (class, colour).
 
     ignored, unmatched: whether there are pixels without a label, and segments matched to no class.
     """
@@ -231,7 +217,7 @@ def example(dataset: Dataset, row: Mapping[str, Any], path: Path) -> Example:
     """Photo, truth and prediction of an image. What cannot be read any more is replaced by the reason.
 
     Args:
-        row: of images.parquet. path: the label map.
+        row: of `image_scores`. path: the label map.
     """
     key, names, colours = row["key"], dataset.classes, distinct_colours(len(dataset.classes))
     pixels, no_photo = _attempt(lambda: centre_crop(dataset.photo(key)))
@@ -247,8 +233,9 @@ def example(dataset: Dataset, row: Mapping[str, Any], path: Path) -> Example:
     labels, no_map = _attempt(lambda: read_prediction(path, dataset.size, raw.shape))
     third, unmatched = Panel("Prediction", error=no_map), False
     if labels is not None:
-        hist = np.asarray(row["histogram"]).reshape(-1, row["columns"])
-        matched = matched_classes(hist, int(labels.max()) + 1)[labels]
+        numbers, rank = np.unique(labels, return_inverse=True)
+        matched = matched_classes(row["table"])
+        matched = matched[numbers if numbers[-1] < len(matched) else np.arange(len(numbers))][rank]
         hits = ", ".join(names[c] for c in present if (matched == c).any()) or "no class"
         alt = f"Prediction for {key}: {row['segments']} segments, matched to {hits}"
         third, unmatched = Panel("Prediction", alt, _paint(matched, colours, hatched=True)), bool((matched < 0).any())
@@ -260,21 +247,17 @@ def _attempt(read: Callable[[], np.ndarray]) -> tuple[np.ndarray | None, str]:
     """What is read, or why it cannot be."""
     try:
         return read(), ""
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         return None, str(error)
 
 
-def matched_classes(hist: np.ndarray, segments: int) -> np.ndarray:
-    """The class that each segment is matched to, int64 [>= segments]; -1 where they share no pixel.
+def matched_classes(table: np.ndarray) -> np.ndarray:
+    """The class that each segment is matched to, int64 [S]; -1 where they share no pixel.
 
     Args:
-        hist: int64 [classes, columns], see `diffseg.eval.metrics.histogram`. segments: largest segment number + 1.
+        table: int64 [classes + 1, S], see `diffseg.eval.score.tables_of`.
     """
-    columns = assign(hist)
-    shared = np.flatnonzero(hist[np.arange(len(hist)), columns])
-    found = np.full(max(segments, hist.shape[1]), -1)
-    found[columns[shared]] = shared
-    return found
+    return OneToOne(absent=False).assign(table)
 
 
 def _paint(classes: np.ndarray, colours: np.ndarray, hatched: bool) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Figures of runs and of the method: `python -m diffseg.eval.figures curves | overview | weights | gallery`.
+"""Figures of runs and of the method: `python -m diffseg.eval.show.figures curves | overview | weights | gallery`.
 
 curves RUN...              accuracy, mIoU and segments over what the runs vary, one figure for each ablation
 overview PHOTO             attention, aggregation, merging and segments of one photo
@@ -17,12 +17,13 @@ import numpy as np
 import typer
 from PIL import Image
 
-from diffseg.cli import Device, Model, Revision, Size, one_sentence
 from diffseg.datasets.scenes import TEST_SEED, scene
-from diffseg.eval.ablations import Ablation, read_ablations
-from diffseg.eval.drawing import Shown, by_weights, curves, gallery, observe, overview, save, weights_effect
+from diffseg.errors import UserError
+from diffseg.eval.show.ablations import Ablation, read_ablations
+from diffseg.eval.show.drawing import Shown, by_weights, curves, gallery, observe, overview, save, weights_effect
 from diffseg.files import check_writable
 from diffseg.images import load_image
+from diffseg.options import Device, Model, Revision, Size, one_sentence
 from diffseg.segmenter import DiffSeg, Settings
 from diffseg.semantic import label
 
@@ -54,7 +55,7 @@ def _curves(
         found = read_ablations(runs, score_size)
         names = [out / f"{file_name(a)}.svg" for a in found] if not out.suffix else [out]
         if len(set(names)) < len(found):
-            raise ValueError(f"{len(found)} ablations would be written as {names[-1]}: draw them one at a time")
+            raise UserError(f"{len(found)} ablations would be written as {names[-1]}: draw them one at a time")
         for ablation, path in zip(found, names, strict=True):
             _write(curves(ablation), path)
 
@@ -124,7 +125,7 @@ def _gallery(
     """Photos above their segments; with --nouns, above their names."""
     with one_sentence("figures"):
         if nouns and len(nouns) not in (1, len(photos)):
-            raise ValueError(f"--nouns is given {len(nouns)} times for {len(photos)} photos: once, or once for each")
+            raise UserError(f"--nouns is given {len(nouns)} times for {len(photos)} photos: once, or once for each")
         given = nouns or [""]
         words = given * len(photos) if len(given) == 1 else given
         pixels = [read_photo(photo) for photo in photos]
@@ -157,7 +158,7 @@ def read_nouns(text: str, photo: str) -> tuple[list[str], str | None]:
         return text.split(",") if text else [], None
     number = _scene_number(photo)
     if number is None:
-        raise ValueError(f"--nouns own is for scene:NUMBER: say what {photo} shows, for example --nouns dog,grass")
+        raise UserError(f"--nouns own is for scene:NUMBER: say what {photo} shows, for example --nouns dog,grass")
     made = scene(TEST_SEED, number)
     return [noun for noun, _ in made.nouns], made.caption
 
@@ -167,7 +168,7 @@ def _scene_number(name: str) -> int | None:
     if number == name:
         return None
     if not number.isdecimal():
-        raise ValueError(f"{name}: a scene has a whole number, such as scene:4")
+        raise UserError(f"{name}: a scene has a whole number, such as scene:4")
     return int(number)
 
 

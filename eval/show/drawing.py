@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +21,13 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from diffseg.attention import Maps
-from diffseg.eval.ablations import Ablation, weights_name
+from diffseg.errors import UserError
+from diffseg.eval.show.ablations import Ablation, weights_name
 from diffseg.files import write
 from diffseg.images import overlay, palette, write_names
-from diffseg.segmentation import aggregate, anchor_distances, anchor_grid, merge, refine, to_labels
-from diffseg.segmenter import DiffSeg, Settings, by_area, prepare, working_size
+from diffseg.methods.merging import Settings, labels_of, proposals
+from diffseg.segmentation import anchor_grid, to_labels
+from diffseg.segmenter import DiffSeg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -174,24 +176,13 @@ class Steps:
 @torch.no_grad()
 def observe(seg: DiffSeg, photo: np.ndarray, settings: Settings) -> Steps:
     """Segments a photo uint8 [H, W, 3] and keeps every step. One pass of the UNet."""
-    maps = _maps(seg, photo, settings)
-    attention = aggregate(maps, settings.weights)[0]
-    distances = anchor_distances(attention, settings.anchors)
-    iterations = range(1, len(settings.threshold) + 1)
-    proposals = [merge(attention, settings.anchors, settings.threshold[:n], distances) for n in iterations]
-    last = refine(attention, proposals[-1]) if settings.refine else proposals[-1]
-    labels, _ = by_area(to_labels(last, _shape(photo)), len(last))
-    flat = {size: m[0].cpu() for size, m in maps.items()}
-    return Steps(photo, flat, attention.cpu(), tuple(p.cpu() for p in proposals), labels.cpu().numpy(), settings)
-
-
-def _maps(seg: DiffSeg, photo: np.ndarray, settings: Settings) -> Maps:
-    pixels = prepare(photo, working_size(*_shape(photo), settings.size, seg.model.multiple))
-    return seg.model.attention(pixels.to(seg.model.device), settings.timestep).self_attention
-
-
-def _shape(photo: np.ndarray) -> tuple[int, int]:
-    return photo.shape[0], photo.shape[1]
+    image = seg.observe_as(photo, settings)
+    plain = replace(settings, refine=False)
+    merged = [proposals(image, plain, settings.threshold[:n]) for n in range(1, len(settings.threshold) + 1)]
+    labels, _ = labels_of(proposals(image, settings), image.size)
+    flat = {size: maps[0].cpu() for size, maps in image.batch.seen().self_attention.items()}
+    attention = image.attention(settings.weights).cpu()
+    return Steps(photo, flat, attention, tuple(p.cpu() for p in merged), labels.cpu().numpy(), settings)
 
 
 def overview(steps: Steps, count: int = 3) -> Figure:
@@ -292,9 +283,9 @@ def _merging_panels(figure: SubFigure, steps: Steps) -> None:
     h, w = steps.attention.shape[:2]
     rows, columns = anchor_grid(m, (h, w)).numpy().T
     start.plot((columns + 0.5) / w * width, (rows + 0.5) / h * height, "o", color="white", markersize=1.6)
-    for number, (axes, proposals) in enumerate(zip(panels, steps.proposals, strict=True), start=1):
-        labels = to_labels(proposals, (height, width)).numpy()
-        _picture(axes, shades(labels, steps.labels), f"iteration {number}\n{_count(len(proposals), 'proposal')}")
+    for number, (axes, merged) in enumerate(zip(panels, steps.proposals, strict=True), start=1):
+        labels = to_labels(merged, (height, width)).numpy()
+        _picture(axes, shades(labels, steps.labels), f"iteration {number}\n{_count(len(merged), 'proposal')}")
     found = len(np.unique(steps.labels))
     refined = "refined" if steps.settings.refine else "result"
     _picture(end, np.asarray(overlay(steps.photo, steps.labels)), f"{refined}\n{_count(found, 'segment')}")
@@ -342,15 +333,14 @@ def _picture(
 @torch.no_grad()
 def by_weights(seg: DiffSeg, photo: np.ndarray, settings: Settings) -> dict[str, np.ndarray]:
     """Labels int [H, W] of a photo uint8 [H, W, 3] with R proportional, equal, and each resolution alone, by name."""
-    maps = _maps(seg, photo, settings)
-    sizes = sorted(maps, key=lambda size: -size[0] * size[1])
+    image = seg.observe_as(photo, settings)
+    sizes = sorted(image.batch.seen().self_attention, key=lambda size: -size[0] * size[1])
     names = [f"{c}" if r == c else f"{c} × {r}" for r, c in sizes]  # noqa: RUF001
     alone = [[float(one == size) for one in sizes] for size in sizes]
     found = {}
     for weights in (None, [1.0] * len(sizes), *(alone if len(sizes) > 1 else [])):
-        attention = aggregate(maps, weights)[0]
-        proposals = merge(attention, settings.anchors, settings.threshold)
-        labels, _ = by_area(to_labels(proposals, _shape(photo)), len(proposals))
+        weighted = replace(settings, weights=None if weights is None else tuple(weights))
+        labels, _ = labels_of(proposals(image, weighted), image.size)
         found[weights_name(weights, names)] = labels.cpu().numpy()
     return found
 
@@ -385,7 +375,7 @@ class Shown:
 def gallery(shown: Sequence[Shown], columns: int = 4, width: int = round(_WIDTH * _DPI), gap: int = 12) -> Image.Image:
     """Photos above their segments, `columns` side by side; whole photos, all of a row equally high, in pixels."""
     if not shown:
-        raise ValueError("a gallery needs at least one photo")
+        raise UserError("a gallery needs at least one photo")
     rows = [shown[i : i + columns] for i in range(0, len(shown), columns)]
     heights = [_row_height(row, width, gap) for row in rows]
     if len(rows) > 1 and len(rows[-1]) < columns:  # a row that is not full is not blown up
@@ -421,11 +411,11 @@ def save(figure: Figure | Image.Image, path: Path) -> None:
     """Writes a figure, SVG or PNG by the suffix of the name; a PIL image, PNG or (a tenth of the size) JPEG.
 
     Raises:
-        ValueError: another suffix. OSError: it cannot be written.
+        UserError: another suffix. OSError: it cannot be written.
     """
     kinds = (".png", ".jpg") if isinstance(figure, Image.Image) else (".svg", ".png")
     if path.suffix not in kinds:
-        raise ValueError(f"{path}: this figure is written as {' or '.join(kinds)}")
+        raise UserError(f"{path}: this figure is written as {' or '.join(kinds)}")
     if isinstance(figure, Image.Image):
         kind = "PNG" if path.suffix == ".png" else "JPEG"
         write(path, lambda file: figure.save(file, kind, quality=88, optimize=True))

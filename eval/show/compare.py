@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import pandas as pd
 import typer
-import yaml
 from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.table import Table
 
 from diffseg.datasets.base import DataError, Dataset, read_map
-from diffseg.eval.metrics import agreement, paired_bootstrap
-from diffseg.eval.report import example, map_path
+from diffseg.errors import UserError
+from diffseg.eval.metrics import agreement, paired_intervals
+from diffseg.eval.protocols import OneToOne
 from diffseg.eval.runs import Run, find_run
-from diffseg.eval.score import counts_of, read_images
+from diffseg.eval.score import image_scores, read_counts
+from diffseg.eval.show.report import example
 from diffseg.files import write
 
 _SHOWN = 4  # images that gained most, and as many that lost most
@@ -27,7 +28,7 @@ _MARGIN, _LINE = 8, 18  # pixels
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two: a segmenter of a scored run."""
+    """One of the two: a segmenter of a scored run. images: see `image_scores`."""
 
     run: Run
     segmenter: str
@@ -38,55 +39,48 @@ class Side:
         """For tables: run and segmenter."""
         return f"{self.run.name} · {self.segmenter}"
 
-    @property
-    def config(self) -> dict[str, Any]:
-        """The run's configuration."""
-        return yaml.safe_load((self.run.folder / "config.yaml").read_text())
-
 
 def side(folder: Path, segmenter: str | None, score_size: int | None = None) -> Side:
     """A run's segmenter; None: the only one, or the first.
 
     Raises:
-        ValueError: no run there, no such segmenter, not scored yet.
+        UserError: no run there, no such segmenter, not scored yet.
     """
     run = find_run(folder, score_size)
     name = segmenter or run.segmenters[0]
     if name not in run.segmenters:
-        raise ValueError(f"the run {folder} has no segmenter {name!r}, but {', '.join(run.segmenters)}")
-    return Side(run, name, read_images(run, name))
+        raise UserError(f"the run {folder} has no segmenter {name!r}, but {', '.join(run.segmenters)}")
+    return Side(run, name, image_scores(read_counts(run, name)[0], OneToOne()))
 
 
 def pair(a: Side, b: Side) -> pd.DataFrame:
-    """The images that both have, in one order: the columns of images.parquet with suffixes _a and _b.
+    """The images that both have, in one order: the columns of `image_scores` with suffixes _a and _b.
 
     Raises:
-        ValueError: no image in common, or labels that are not the same.
+        UserError: no image in common, or labels that are not the same.
     """
     both = a.images.merge(b.images, on="key", suffixes=("_a", "_b"))
     if both.empty:
-        raise ValueError(f"{a.run.folder} and {b.run.folder} have no image in common: compare runs of one data set")
+        raise UserError(f"{a.run.folder} and {b.run.folder} have no image in common: compare runs of one data set")
     seeds = [run.identity["dataset"].get("seed") for run in (a.run, b.run)]
     if seeds[0] != seeds[1]:
-        raise ValueError(
+        raise UserError(
             f"{a.run.folder} and {b.run.folder} cannot be compared: "
             "scenes of different seeds are other pictures of the same names"
         )
     if (both["pixels_a"] != both["pixels_b"]).any():
-        raise ValueError(
-            f"{a.run.folder} and {b.run.folder} were scored against different labels or at different sizes"
-        )
+        raise UserError(f"{a.run.folder} and {b.run.folder} were scored against different labels or at different sizes")
     return both
 
 
 def compare(a: Side, b: Side) -> tuple[pd.DataFrame, dict[str, dict]]:
-    """The common images by falling gain in accuracy (column "gain", b - a), and `paired_bootstrap` of b against a."""
+    """The common images by falling gain in accuracy (column "gain", b - a), and `paired_intervals` of b against a."""
     both = pair(a, b)
-    first, second = (
-        counts_of(both.rename(columns={f"{k}_{s}": k for k in ("tp", "fp", "fn", "pixels")})) for s in ("a", "b")
-    )
+    rule = OneToOne()
+    first, second = (rule.statistics(list(both[f"table_{which}"])) for which in ("a", "b"))
     gain = both["accuracy_b"] - both["accuracy_a"]
-    return both.assign(gain=gain).sort_values("gain", ascending=False, kind="stable"), paired_bootstrap(first, second)
+    by_gain = both.assign(gain=gain).sort_values("gain", ascending=False, kind="stable")
+    return by_gain, paired_intervals(first, second, rule.metrics)
 
 
 def agreements(both: pd.DataFrame, a: Side, b: Side) -> pd.Series:
@@ -97,7 +91,7 @@ def agreements(both: pd.DataFrame, a: Side, b: Side) -> pd.Series:
     found = {}
     for key in both["key"]:
         try:
-            first, second = (read_map(map_path(s.run, s.config, s.segmenter, key)) for s in (a, b))
+            first, second = (read_map(s.run.map(s.segmenter, key)) for s in (a, b))
         except (DataError, OSError):
             continue
         if first.shape == second.shape:
@@ -112,7 +106,7 @@ def sheet(dataset: Dataset, rows: pd.DataFrame, a: Side, b: Side) -> Image.Image
         panels = []
         for which, suffix in ((a, "_a"), (b, "_b")):
             own = {"key": row["key"]} | {k.removesuffix(suffix): v for k, v in row.items() if k.endswith(suffix)}
-            path = map_path(which.run, which.config, which.segmenter, row["key"])
+            path = which.run.map(which.segmenter, row["key"])
             panels.append(example(dataset, own, path).panels)
         text = (
             f"{row['key']}   accuracy {100 * row['accuracy_a']:.1f} -> {100 * row['accuracy_b']:.1f} %   "
@@ -146,8 +140,8 @@ def table(both: pd.DataFrame, found: dict[str, dict]) -> Table:
     return shown
 
 
-def command(make: Callable[[dict[str, Any]], Any]) -> typer.Typer:
-    """The command line. make: builds the data set from a configuration's node."""
+def command(dataset_of: Callable[[Path], Dataset]) -> typer.Typer:
+    """The command line. dataset_of: a run's folder -> its data set."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
     @app.command()
@@ -159,7 +153,7 @@ def command(make: Callable[[dict[str, Any]], Any]) -> typer.Typer:
         score_size: Annotated[int | None, typer.Option(help="Of runs scored at this size.")] = None,
         out: Annotated[Path | None, typer.Option(help="Picture to write. (default: RUN_B/compare.png)")] = None,
     ) -> None:
-        """Paired bootstrap over the common images, and a picture of the images that changed most."""
+        """Paired differences over the common images, and a picture of the images that changed most."""
         first, second = side(run_a, a, score_size), side(run_b, b, score_size)
         both, found = compare(first, second)
         console = Console()
@@ -179,7 +173,7 @@ def command(make: Callable[[dict[str, Any]], Any]) -> typer.Typer:
             console.print("no image changed")
             return
         path = out or run_b / "compare.png"
-        picture = sheet(make(second.config["dataset"]), shown, first, second)
+        picture = sheet(dataset_of(run_b), shown, first, second)
         write(path, lambda file: picture.save(file, "PNG"))
         console.print(f"{len(changed)} images changed; the {len(shown)} that changed most: {path}", highlight=False)
 

@@ -1,0 +1,1 @@
+"""Pretrained networks as sources of attention and features: one class each, on `base.Backbone`."""

@@ -1,0 +1,120 @@
+"""What every backbone offers, and what is known of models by their names alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffseg.attention import Look, Needs, Observation, Recorder, Size, Tokens
+from diffseg.errors import UserError
+from diffseg.files import content_hashes
+
+EMBEDDED = {"mini": Path(__file__).parents[1] / "mini" / "weights"}
+PAPER_TIMESTEP = 300
+
+
+class Backbone(ABC):
+    """A network that images are passed through and that is watched.
+
+    `network`, `layers`, `tokens`, `forward` and `multiple` make one.
+
+    name: what results call it. defaults: the settings that the model's folder recommends ("threshold", "timestep").
+    """
+
+    name: str
+    defaults: dict[str, float]
+
+    @property
+    @abstractmethod
+    def multiple(self) -> int:
+        """Pixels that both sides of an image must be a multiple of."""
+
+    @property
+    @abstractmethod
+    def network(self) -> nn.Module:
+        """The network that is watched; its modules' names are those of features."""
+
+    @abstractmethod
+    def layers(self) -> Mapping[str, nn.Module]:
+        """The attention layers of the network by name; every one of them must be seen in a pass."""
+
+    @abstractmethod
+    def tokens(self, layer: str, queries: int, keys: int, size: Size) -> Tokens | None:
+        """How the tokens of a layer's attention lie, for images of size (H, W) in pixels; None: not of interest."""
+
+    @abstractmethod
+    def forward(self, images: Tensor, look: Look, prompts: Sequence[str]) -> None:
+        """One pass. images: [B, 3, H, W] in [-1, 1]; look: its timestep is set; prompts: one for each image."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """What cuts prompts into tokens.
+
+        Raises:
+            UserError: the backbone reads no prompts.
+        """
+        raise UserError(f"{self.name} reads no prompts, so it cannot name anything: use a diffusion model")
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.network.parameters()).device
+
+    @property
+    def dtype(self) -> str:
+        """The precision of the network's weights: "float32", "float16" ..."""
+        return str(next(self.network.parameters()).dtype).removeprefix("torch.")
+
+    @torch.no_grad()
+    def observe(
+        self, images: Tensor, needs: Needs, look: Look = Look(), prompts: Sequence[str] | None = None
+    ) -> Observation:
+        """What one pass shows of images.
+
+        Args:
+            images: [B, 3, H, W] in [-1, 1]. needs: what to keep. look: how to ask; its timestep None is the model's
+                own default, or the paper's. prompts: one for each image; None: the empty prompt.
+
+        Raises:
+            UserError: a layer that does not exist, or attention that cannot be seen.
+        """
+        timestep = self.defaults.get("timestep", PAPER_TIMESTEP) if look.timestep is None else look.timestep
+        look = Look(int(timestep), look.noise, look.prompted, look.size)
+        tokens = partial(self.tokens, size=(images.shape[2], images.shape[3]))
+        with Recorder(self.network, self.layers(), tokens, needs) as recorder:
+            self.forward(images, look, prompts or [""] * len(images))
+        return recorder.observation()
+
+
+def recommended(name: str) -> dict[str, Any]:
+    """What a local model's folder recommends (diffseg.json: "threshold", "timestep"); {} where it says nothing.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    file = Path(EMBEDDED.get(name, name)) / "diffseg.json"
+    if not file.is_file():
+        return {}
+    try:
+        return dict(json.loads(file.read_text()))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{file} is damaged ({error}): it holds the settings of a model as a JSON object") from None
+
+
+def fingerprint(name: str) -> str:
+    """Hash of a local model's files, wherever they lie; of any other model its name."""
+    root = Path(EMBEDDED.get(name, name))
+    if not root.is_dir():
+        return name
+    files = {
+        p.relative_to(root).as_posix(): p for p in root.rglob("*") if p.suffix in (".json", ".safetensors", ".txt")
+    }
+    return hashlib.sha256(json.dumps(sorted(content_hashes(files).items())).encode()).hexdigest()[:16]

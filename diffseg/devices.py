@@ -1,0 +1,79 @@
+"""Where and how exactly things are computed: devices, precisions, guards of float32, sizes of slices. Only torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from diffseg.errors import UserError
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """The torch device that "auto", "cpu", "cuda", "cuda:1" ... means here.
+
+    Raises:
+        UserError: not a device, or one that this machine lacks.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        raise UserError(f"{device!r} is not a device: use auto, cpu, cuda or cuda:N") from None
+    try:
+        torch.empty(1, device=place)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise UserError(
+            f"device {device!r} is not there ({torch.cuda.device_count()} CUDA devices found): use cpu or auto"
+        ) from None
+    return place
+
+
+def resolve_dtype(dtype: torch.dtype | str | None, place: torch.device) -> torch.dtype:
+    """The precision of a model's weights on `place`; None: float32 on the CPU, float16 elsewhere.
+
+    Raises:
+        UserError: a name other than float32, float16 and bfloat16.
+    """
+    if dtype is None:
+        return torch.float32 if place.type == "cpu" else torch.float16
+    allowed = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    if isinstance(dtype, str) and dtype not in allowed:
+        raise UserError(f"dtype must be one of {', '.join(allowed)}, got {dtype!r}")
+    return allowed[dtype] if isinstance(dtype, str) else dtype
+
+
+def slow_dtype(dtype: torch.dtype, place: torch.device) -> str:
+    """What to say of a precision that is slow on this device; "" where it is not."""
+    if dtype == torch.float16 and place.type == "cpu":
+        return "float16 is about ten times slower than float32 on a CPU: bfloat16 is the half precision to use there"
+    return ""
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Products of float32 matrices in float32, also where a program allows TF32 or bfloat16: distances need it."""
+    if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # torch before 2.9
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+        return
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+    allowed = [backend.fp32_precision for backend in backends]
+    for backend in backends:
+        backend.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        for backend, precision in zip(backends, allowed, strict=True):
+            backend.fp32_precision = precision
+
+
+def slice_bytes(device: torch.device) -> int:
+    """Bytes worth working on at a time: on a CPU what stays in its cache, elsewhere enough to keep the device busy."""
+    return 8 << 20 if device.type == "cpu" else 1 << 30

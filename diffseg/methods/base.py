@@ -1,0 +1,70 @@
+"""What every method offers: an observed image in, a label map out. `look` and `needs` say what passes it wants."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diffseg.attention import Look, Needs
+from diffseg.observed import Batch, Observed
+
+
+class Segmenter(ABC):
+    """Segments without ever seeing the truth.
+
+    look: how the backbone is asked; needs: what is kept of the pass. Attributes of the class or of an instance.
+    """
+
+    look: Look = Look()
+    needs: Needs = Needs(attention=True)
+
+    @abstractmethod
+    def segment(self, image: Observed) -> np.ndarray:
+        """Labels int [H, W] of the image's size, >= 0."""
+
+    def segment_batch(self, batch: Batch) -> list[np.ndarray]:
+        """Labels of each image; for methods that are faster with many at a time."""
+        return [self.segment(image) for image in batch]
+
+
+class Oracle(ABC):
+    """A control that is told something about the truth; its figures are no fair comparison, and reports say so.
+
+    told: what it is told, as results name it.
+    """
+
+    look: Look = Look()
+    needs: Needs = Needs(attention=True)
+    told: str = "something of the truth"
+
+    @abstractmethod
+    def segment(self, image: Observed, truth: np.ndarray) -> np.ndarray:
+        """Labels int [H, W] of the image's size, >= 0; truth: int [H, W], -1 = ignored."""
+
+
+def needs_by_look(methods: Iterable[Segmenter | Oracle]) -> dict[Look, Needs]:
+    """What the methods together ask of each look."""
+    wanted: dict[Look, Needs] = {}
+    for method in methods:
+        wanted[method.look] = wanted.get(method.look, Needs()) | method.needs
+    return wanted
+
+
+def classes_in(truth: np.ndarray) -> int:
+    """The number of classes of a label map int [H, W], -1 = ignored; at least 1."""
+    return max(len(np.unique(truth[truth >= 0])), 1)
+
+
+def upsample_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Labels int [h, w] at (H, W), by nearest neighbour with half-pixel centres; label numbers are no quantities."""
+    return F.interpolate(labels[None, None].float(), size, mode="nearest-exact")[0, 0].long()
+
+
+def as_numpy(labels: Tensor) -> np.ndarray:
+    """Labels on any device as int32 [..., H, W]."""
+    return labels.to(torch.int32).cpu().numpy()

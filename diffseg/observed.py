@@ -1,0 +1,124 @@
+"""What passes have seen of some images, each thing computed once, whatever the number of methods and settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from diffseg.attention import Look, Needs, Observation, Size
+from diffseg.segmentation import aggregate, anchor_distances, anchor_grid
+
+Weights = tuple[float, ...] | None
+Thing = TypeVar("Thing")
+
+
+class Batch:
+    """Images that are passed through a backbone together.
+
+    pixels: float32 [3, H, W] in [-1, 1] of each.
+
+    Args:
+        see: (look, needs) -> what a pass shows of these images; called when it is first asked for, once for each look.
+        look: how this batch is looked at where a method does not say. needs: what all methods together ask of each
+            look, so that one pass serves them; others are asked for attention alone.
+        sizes: (H, W) in pixels that labels are wanted at; None: the pixels' own.
+    """
+
+    def __init__(
+        self,
+        pixels: Sequence[Tensor],
+        see: Callable[[Look, Needs], Observation],
+        look: Look = Look(),
+        needs: Mapping[Look, Needs] | None = None,
+        sizes: Sequence[Size] | None = None,
+    ):
+        self.pixels, self.look, self._see = pixels, look, see
+        self._needs: dict[Look, Needs] = {}
+        for asked, wanted in (needs or {}).items():
+            key = asked.within(look)
+            self._needs[key] = self._needs.get(key, Needs()) | wanted
+        self.sizes = [(p.shape[1], p.shape[2]) for p in pixels] if sizes is None else list(sizes)
+        self._kept: dict[Hashable, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: int) -> Observed:
+        return Observed(self, range(len(self))[index])
+
+    def __iter__(self) -> Iterator[Observed]:
+        return (self[i] for i in range(len(self)))
+
+    def once(self, key: Hashable, make: Callable[[], Thing]) -> Thing:
+        """What `make` makes, made when it is first asked for under this key and then kept."""
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
+
+    def seen(self, look: Look = Look()) -> Observation:
+        """What a pass has shown; the model runs when that is first asked for."""
+        look = look.within(self.look)
+        needs = self._needs.get(look, Needs(attention=True))
+        return self.once(("seen", look), lambda: self._see(look, needs))
+
+    def attention(self, weights: Weights = None, look: Look = Look()) -> Tensor:
+        """Aggregated attention [B, h, w, h, w] for the weights R."""
+        look = look.within(self.look)
+        return self.once(("attention", weights, look), lambda: aggregate(self.seen(look).self_attention, weights))
+
+    def features(self, name: str, look: Look = Look()) -> Tensor:
+        """The output [B, C, h, w] of a layer of the backbone."""
+        look = look.within(self.look)
+        if name in self._needs.get(look, Needs()).features:
+            return self.seen(look).features[name]
+        needs = Needs(features=frozenset({name}))
+        return self.once(("features", name, look), lambda: self._see(look, needs).features[name])
+
+    def distances(self, weights: Weights, anchors: int, look: Look = Look()) -> Tensor:
+        """Distances D [B, M*M, h*w] in nats from the maps of the M x M anchors to all maps."""
+        look = look.within(self.look)
+        key = ("distances", weights, anchors, look)
+        return self.once(key, lambda: anchor_distances(self.attention(weights, look), anchors))
+
+
+class Observed:
+    """One image of a batch, as methods see it."""
+
+    def __init__(self, batch: Batch, index: int):
+        self.batch, self.index = batch, index
+
+    @property
+    def pixels(self) -> Tensor:
+        """float32 [3, h, w] in [-1, 1]."""
+        return self.batch.pixels[self.index]
+
+    @property
+    def size(self) -> Size:
+        """(H, W) in pixels that labels are wanted at."""
+        return self.batch.sizes[self.index]
+
+    def attention(self, weights: Weights = None, look: Look = Look()) -> Tensor:
+        """Aggregated attention [h, w, h, w] for the weights R."""
+        return self.batch.attention(weights, look)[self.index]
+
+    def features(self, name: str, look: Look = Look()) -> Tensor:
+        """The output [C, h, w] of a layer of the backbone."""
+        return self.batch.features(name, look)[self.index]
+
+    def distances(self, weights: Weights, anchors: int, look: Look = Look()) -> Tensor:
+        """Distances D [M*M, h*w] in nats from the maps of the M x M anchors to all maps."""
+        return self.batch.distances(weights, anchors, look)[self.index]
+
+    def scale(self, weights: Weights = None, look: Look = Look(), anchors: int = 16) -> float:
+        """Median distance in nats between two different anchors: how far apart this image's maps are."""
+        attention = self.attention(weights, look)
+        h, w = attention.shape[:2]
+        anchors = min(anchors, h, w)
+        grid = anchor_grid(anchors, (h, w))
+        positions = (grid[:, 0] * w + grid[:, 1]).to(attention.device)
+        between = self.distances(weights, anchors, look)[:, positions]
+        rows, columns = torch.triu_indices(len(grid), len(grid), offset=1)
+        return float(between[rows, columns].median()) if len(rows) else 1.0

@@ -1,0 +1,425 @@
+"""One evaluation, stage by stage: predict, score, report, check. Nothing here sees a configuration, only objects.
+
+An `Experiment` holds them, with the plain data that they were made from: what results say, and what says whether an
+earlier result is still true.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import yaml
+from rich.console import Console
+
+from diffseg.attention import Look
+from diffseg.backbones.base import Backbone, fingerprint
+from diffseg.datasets.base import DataError, Dataset
+from diffseg.devices import resolve_device, resolve_dtype, slow_dtype
+from diffseg.errors import UserError
+from diffseg.eval.check import Reference, check, check_table
+from diffseg.eval.predict import predict
+from diffseg.eval.progress import say
+from diffseg.eval.protocols import Protocol
+from diffseg.eval.runs import Masks, Run, digest, folder_name, open_run
+from diffseg.eval.score import Counts, Summary, count_all, read_counts, read_summary, scores_of, write_counts
+from diffseg.eval.show.report import write_report
+from diffseg.eval.show.tables import result_table
+from diffseg.eval.show.tracker import Tracker
+from diffseg.eval.sources import source_hash
+from diffseg.eval.workers import shard_of, side_by_side
+from diffseg.files import content_hashes, write
+from diffseg.methods.base import Oracle, Segmenter
+
+Made = TypeVar("Made")
+STAGES = ("predict", "score", "report", "check")
+
+
+class MovedError(UserError):
+    """Metrics that are not what the reference expects."""
+
+
+@dataclass(frozen=True)
+class Part(Generic[Made]):
+    """Something that an experiment is made of.
+
+    made: the object, or what makes it. name: what results call it. settings: what it was made from, ready for JSON.
+    modules: where the classes of the object, and of those inside it, are written.
+    """
+
+    made: Made
+    name: str
+    settings: dict[str, Any]
+    modules: tuple[str, ...]
+
+    @property
+    def code(self) -> str:
+        """Hash of its source code and of all of its own that this imports."""
+        return source_hash(self.modules)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What to evaluate, and how far."""
+
+    dataset: Part[Dataset]
+    segmenters: Mapping[str, Part[Segmenter | Oracle]]
+    protocols: Mapping[str, Part[Protocol]]  # the first is the one that tables and reports lead with
+    model: Part[Callable[[str], Backbone]] | None = None  # loads the backbone on a device; None: masks are scored
+    masks: Masks | None = None
+    tracker: Tracker = field(default_factory=Tracker)
+    look: Look = Look()  # how the backbone is asked where a segmenter does not say
+    dtype: str | None = None  # of the backbone's weights; None: what suits the device
+    stages: Sequence[str] = ("predict", "score", "report")  # some of STAGES
+    runs: Path = Path("results/runs")  # where runs are kept
+    folder: Path | None = None  # of this run; None: one of `runs`, named after what it is
+    devices: Sequence[str] = ("auto",)  # one process for each, where there are several
+    batch_size: int = 8  # images per forward pass; on a CPU always one by one
+    workers: int = 2  # processes that read images
+    shard: Sequence[int] = (0, 1)  # [i, n]: every n-th image, from the i-th
+    skip_errors: bool = False  # leave out what cannot be read, instead of stopping
+    score_size: int | None = None  # pixels a side at which maps and truth are compared; None: as predicted
+    reference: Reference | None = None  # to check the metrics against
+    published: str | None = None  # which published numbers are of this data set
+    paper_threshold: float | None = None  # the paper's tau for it
+    record: dict[str, Any] = field(default_factory=dict)  # all settings as plain data, to be kept
+
+    @property
+    def predicts(self) -> bool:
+        """Whether label maps are to be made."""
+        return "predict" in self.stages and self.masks is None
+
+
+def evaluate(experiment: Experiment) -> dict[str, Any]:
+    """The stages asked for, each only as far as it is not done yet.
+
+    Returns:
+        The run's `Summary` and its "folder", or {} where nothing was scored yet.
+
+    Raises:
+        UserError, OSError: one sentence that says what is wrong and what to do.
+    """
+    if len(experiment.devices) > 1:
+        for device in experiment.devices:
+            resolve_device(device)
+    dataset = experiment.dataset.made
+    keys = shard_of(dataset.keys, experiment.shard)
+    if experiment.masks:
+        _check_masks(experiment.masks, dataset, experiment.skip_errors)
+    run = open_folder(experiment)
+    say(f"{dataset_line(experiment.dataset.name, dataset)} -> {run.folder}")
+
+    if experiment.predicts:
+        _predict(experiment, run, keys)
+
+    summary: Summary | None = None
+    if "score" in experiment.stages and _can_score(experiment, run):
+        summary = _score(experiment, run)
+        experiment.tracker.track(run, experiment.record, summary, dataset)
+
+    if "report" in experiment.stages and (summary or run.summary.exists()):
+        summary = summary or read_summary(run)
+        Console().print(result_table(summary))
+        say(f"report: {write_report(run, dataset, summary, next(iter(experiment.protocols.values())).made)}")
+
+    if experiment.reference is not None:
+        _check(summary or _score(experiment, run), experiment.reference)
+    return {**summary, "folder": str(run.folder)} if summary else {}
+
+
+def dataset_line(name: str, dataset: Dataset) -> str:
+    """What is evaluated: "scenes, 64 images", with the note on subsets."""
+    return f"{name}, {len(dataset):,} images" + (f" ({dataset.note})" if dataset.note else "")
+
+
+# --- identity ---------------------------------------------------------------------------------------------------------
+
+
+def identity_of(experiment: Experiment) -> dict[str, Any]:
+    """Everything that changes the label maps: what the data and the model are, not where they lie; settings; code."""
+    data, methods = experiment.dataset, experiment.segmenters
+    what = {key: value for key, value in data.settings.items() if key not in data.made.located}
+    identity: dict[str, Any] = {"dataset": {**what, "fingerprint": data.made.fingerprint()}}
+    code: dict[str, Any] = {"dataset": data.code}
+    if experiment.masks:
+        maps = {key: experiment.masks.path(key) for key in data.made.keys}
+        identity["segmenters"] = {"labels": {"maps": digest(sorted(content_hashes(maps).items()))}}
+        return json.loads(json.dumps({**identity, "code": code}))
+    assert experiment.model is not None
+    model = dict(experiment.model.settings)
+    if model.get("name"):
+        model["name"] = fingerprint(model["name"])  # of a local one, its files: not where they lie
+    identity["model"] = model
+    identity |= {"timestep": experiment.look.timestep, "dtype": experiment.dtype}
+    identity["segmenters"] = {name: part.settings for name, part in methods.items()}
+    if any(isinstance(part.made, Oracle) for part in methods.values()) and data.made.labelled:
+        identity["truth"] = data.made.truth_fingerprint()
+    code |= {
+        "model": experiment.model.code,
+        "segmenters": {name: part.code for name, part in methods.items()},
+        "predict": source_hash(["diffseg.eval.predict"], follow=False),
+    }
+    return json.loads(json.dumps({**identity, "code": code}))
+
+
+def open_folder(experiment: Experiment) -> Run:
+    """The run of an experiment; its folder's name says what it is and ends with the hash of what changes its labels."""
+    identity = identity_of(experiment)
+    data = experiment.dataset
+    source = experiment.model.name if experiment.model else "labels"
+    parts = (data.name, str(len(data.made)), source)
+    methods = [] if experiment.masks else experiment.segmenters
+    folder = experiment.folder or experiment.runs / folder_name(parts, methods, identity)
+    made_with = None
+    if experiment.predicts:
+        place = resolve_device(experiment.devices[0])
+        dtype = resolve_dtype(experiment.dtype, place)
+        slow = slow_dtype(dtype, place)
+        if slow:
+            say(slow)
+        made_with = {"device": place.type, "dtype": str(dtype).removeprefix("torch.")}
+    create = experiment.predicts or experiment.masks is not None
+    record = yaml.safe_dump(experiment.record, sort_keys=False, allow_unicode=True)
+    return open_run(folder, identity, record, made_with, create, experiment.score_size, experiment.masks)
+
+
+# --- predict ----------------------------------------------------------------------------------------------------------
+
+
+def _predict(experiment: Experiment, run: Run, keys: Sequence[str]) -> None:
+    dataset = experiment.dataset.made
+    segmenters = {name: part.made for name, part in experiment.segmenters.items()}
+    if any(isinstance(s, Oracle) for s in segmenters.values()) and not dataset.labelled:
+        raise UserError("a segmenter that is told the truth needs labels, and this data set has none")
+    if len(experiment.devices) > 1 and run.missing(keys):
+        _predict_side_by_side(experiment)
+    there = len(keys) - len(run.missing(keys))
+    if 0 < there < len(keys):
+        say(f"continuing: {there} of {len(keys)} label maps are there")
+
+    def load() -> Backbone:
+        assert experiment.model is not None
+        return experiment.model.made(experiment.devices[0])
+
+    done, taken_s = predict(
+        run,
+        dataset,
+        keys,
+        segmenters,
+        load,
+        experiment.look,
+        experiment.batch_size,
+        experiment.workers,
+        experiment.skip_errors,
+    )
+    left_out = len(run.missing(keys))
+    if done:
+        say(f"predict: {done} images segmented in {taken_s:.1f} s ({done / max(taken_s, 1e-9):.2f} images/s)")
+    elif not left_out:
+        say("predict: nothing to do, every label map is there")
+    if left_out:
+        say(f"predict: {left_out} images left out, see {run.folder / 'errors'}")
+    if not run.missing(dataset.keys):
+        run.remove_partials()
+
+
+def _predict_side_by_side(experiment: Experiment) -> None:
+    """The shard in parts, one process for each device; each writes its maps into the same run."""
+    first, step = experiment.shard
+    count = len(experiment.devices)
+    share = max(1, experiment.workers // count) if experiment.workers else 0
+    alone = replace(experiment, workers=share, stages=("predict",), reference=None, tracker=Tracker())
+    parts = [
+        (device, replace(alone, devices=(device,), shard=(first + step * index, step * count)))
+        for index, device in enumerate(experiment.devices)
+    ]
+    say(f"predict: {count} processes, on {', '.join(experiment.devices)}")
+    side_by_side(evaluate_part, parts)
+
+
+def evaluate_part(experiment: Experiment) -> None:
+    """One device's part, in a process of its own; what a user can mend is one sentence and exit status 2."""
+    try:
+        evaluate(experiment)
+    except (UserError, OSError) as error:
+        say(f"diffseg-eval: {error}")
+        raise SystemExit(2) from None
+
+
+# --- score ------------------------------------------------------------------------------------------------------------
+
+
+def _can_score(experiment: Experiment, run: Run) -> bool:
+    """Whether scoring makes sense now; says why not."""
+    if not experiment.dataset.made.labelled:
+        say("score: this data set has no labels, so there is nothing to score")
+        return False
+    if experiment.masks:
+        return True
+    lacking = [key for key in run.missing(experiment.dataset.made.keys) if not run.error(key).exists()]
+    if lacking and experiment.shard[1] > 1 and "predict" in experiment.stages:
+        say(f"score: waits for the other shards, which lack {len(lacking)} images; then: stages=[score,report]")
+        return False
+    return True
+
+
+def counted_with(experiment: Experiment, run: Run, segmenter: str) -> str:
+    """Hash of what a segmenter's counts are made of: data, maps, truth, size, code, and whether images may lack."""
+    data = experiment.dataset.made
+    maps = content_hashes({key: run.map(segmenter, key) for key in data.keys}, remember=run.masks is not None)
+    facts = {
+        "dataset": {**run.identity["dataset"], "code": experiment.dataset.code},
+        "classes": list(data.classes),
+        "truth": data.truth_fingerprint(),
+        "maps": sorted(maps.items()),
+        "sizes": [data.size, run.score_size],
+        "code": source_hash(["diffseg.eval.score"], follow=False),
+        "skip": experiment.skip_errors,
+    }
+    return digest(facts)
+
+
+def _counts(experiment: Experiment, run: Run, hashes: Mapping[str, str]) -> Counts:
+    """The counts on disk if they were made of just this; made anew otherwise, and whenever numbers are checked."""
+    if experiment.reference is None:
+        try:
+            stored = {name: read_counts(run, name) for name in run.segmenters}
+        except DataError:
+            stored = {}
+        if stored and all(facts["counted_with"] == hashes[name] for name, (_, facts) in stored.items()):
+            skipped = next(iter(stored.values()))[1]["skipped"]
+            return Counts({name: images for name, (images, _) in stored.items()}, skipped)
+    left_out = {} if run.masks else run.skipped()
+    counts = count_all(
+        experiment.dataset.made,
+        run.segmenters,
+        run.map,
+        experiment.workers,
+        experiment.skip_errors,
+        left_out,
+        run.score_size,
+    )
+    write_counts(run, counts, hashes)
+    if counts.cropped:
+        say(
+            f"score: the label maps of {counts.cropped} images are of whole photos. Only the middle square of each is "
+            f"scored, as the protocol has it: figures differ from those of maps that were made of this square alone"
+        )
+    return counts
+
+
+def _score(experiment: Experiment, run: Run) -> Summary:
+    """Scores unless that is done, writes images.parquet and summary.json, returns the summary."""
+    hashes = {name: counted_with(experiment, run, name) for name in run.segmenters}
+    protocols = experiment.protocols
+    rules = {name: [part.settings, part.made.version, part.code] for name, part in protocols.items()}
+    scored_with = digest([hashes, list(protocols), rules, facts_of(experiment)])
+    if experiment.reference is None and run.summary.exists():
+        try:
+            before = read_summary(run)
+        except DataError:
+            before = None
+        if before and before["scored_with"] == scored_with:
+            say(f"score: nothing to do, {run.summary.name} is there")
+            return before
+    counts = _counts(experiment, run, hashes)
+    data, model = experiment.dataset.made, experiment.model
+    scores = {
+        rule: {
+            name: scores_of(images, data.classes, part.made, data.background) for name, images in counts.images.items()
+        }
+        for rule, part in protocols.items()
+    }
+    summary = {
+        "run": run.name,
+        "scored_with": scored_with,
+        "protocol": next(iter(protocols)),
+        "dataset": facts_of(experiment),
+        "model": model.name if model else None,
+        "timestep": experiment.look.timestep if model else None,
+        "size": run.score_size or data.size,
+        "images": len(data) - len(counts.skipped),
+        "skipped": counts.skipped,
+        "segmenters": {
+            name: {
+                "settings": run.identity["segmenters"][name],
+                "told": told(experiment.segmenters.get(name)),
+                "segments": float(images["segments"].map(len).mean()),
+                "images": len(images),
+                **scores[next(iter(protocols))][name],
+            }
+            for name, images in counts.images.items()
+        },
+        "protocols": scores,
+    }
+    whole: Summary = json.loads(json.dumps(_without_nan(summary)))
+    write(run.summary, json.dumps(whole, indent=1) + "\n")
+    if counts.skipped:
+        shown = "\n  ".join(f"{key}: {why}" for key, why in list(counts.skipped.items())[:10])
+        say(f"score: {len(counts.skipped)} images left out:\n  {shown}")
+    return whole
+
+
+def facts_of(experiment: Experiment) -> dict[str, Any]:
+    """What results say of the data set: see `DatasetFacts`."""
+    data = experiment.dataset
+    return {
+        "name": data.name,
+        "note": data.made.note,
+        "classes": list(data.made.classes),
+        "size": data.made.size,
+        "published": experiment.published,
+        "paper_threshold": experiment.paper_threshold,
+    }
+
+
+def told(part: Part[Segmenter | Oracle] | None) -> str | None:
+    """What a segmenter is told of the truth; None: nothing, or it is not known (label maps of others)."""
+    return part.made.told if part and isinstance(part.made, Oracle) else None
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON knows null, not NaN."""
+    if isinstance(value, dict):
+        return {key: _without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _check_masks(masks: Masks, dataset: Dataset, skip: bool) -> None:
+    """Refuses label maps that belong to no image: probably of another data set, or keys that are named otherwise."""
+    root, suffix = masks.folder, masks.suffix
+    keys = set(dataset.keys)
+    names = {p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()}
+    there = {name.removesuffix(suffix) for name in names if name.endswith(suffix)}
+    if not there & keys:
+        other = _suffix_in(names, dataset.keys)
+        remedy = f"these are named KEY{other}: labels_suffix={other}" if other else "other names: labels_suffix=..."
+        raise UserError(f"the folder {root} holds no label map named KEY{suffix} ({remedy})")
+    extra = sorted(there - keys)
+    if extra:
+        text = f"{len(extra)} label maps in {root} belong to no image of the data set, such as {', '.join(extra[:3])}"
+        if not skip:
+            raise UserError(f"{text}: remove them, or pass them over with on_error=skip")
+        say(text)
+
+
+def _suffix_in(names: set[str], keys: Sequence[str]) -> str:
+    """What follows the keys in the names of the PNG files that most probably are label maps; "": nothing does."""
+    suffixes = {name.removeprefix(key) for key in keys[:50] for name in names if name.startswith(key)}
+    return min((s for s in suffixes if s.endswith(".png")), key=lambda s: ("label" not in s, len(s), s), default="")
+
+
+# --- check ------------------------------------------------------------------------------------------------------------
+
+
+def _check(summary: Summary, reference: Reference) -> None:
+    rows = check(summary, reference)
+    Console().print(check_table(rows))
+    if not rows["ok"].all():
+        raise MovedError(f"{(~rows['ok']).sum()} of {len(rows)} metrics moved by more than their tolerance")

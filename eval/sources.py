@@ -1,0 +1,85 @@
+"""Which source code a result depends on: a class's module and everything of its own that it imports, hashed.
+
+So a run is made anew when the code of its own data set, model or methods changes, and when nothing else does. "Of its
+own" is the class's package, diffseg, and any other module that is not installed: what pip installed is recorded by
+version in run.json.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import sysconfig
+from collections.abc import Iterable, Iterator
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+_INSTALLED = tuple({str(Path(sysconfig.get_paths()[k])) for k in ("purelib", "platlib", "stdlib", "platstdlib")})
+
+
+def source_hash(modules: Iterable[str], follow: bool = True) -> str:
+    """Hash (12 hex digits) of the sources of modules and, if `follow`, of all of their own that they import.
+
+    Imports inside functions count; those for type checkers do not, nor what is imported by a computed name.
+    """
+    todo, sources = list(modules), {}
+    own = {name.partition(".")[0] for name in todo} | {"diffseg"}
+    while todo:
+        name = todo.pop()
+        if name in sources:
+            continue
+        file = _file(name, name.partition(".")[0] in own)
+        if file is None:
+            continue
+        sources[name] = hashlib.sha256(file.read_bytes()).hexdigest()
+        if follow:
+            todo += _imports(name, file)
+    return hashlib.sha256(repr(sorted(sources.items())).encode()).hexdigest()[:12]
+
+
+@cache
+def _file(name: str, own: bool) -> Path | None:
+    """The source file of a module; None: it has none, or it is installed and of no interest."""
+    top = name.partition(".")[0]
+    if not own and _is_installed(top):
+        return None
+    try:
+        spec = find_spec(name)
+    except (ImportError, ValueError, AttributeError):  # a name in a module, not a module; __main__
+        return None
+    origin = Path(spec.origin) if spec and spec.origin and spec.has_location else None
+    return origin if origin and origin.suffix == ".py" else None
+
+
+@cache
+def _is_installed(top: str) -> bool:
+    try:
+        spec = find_spec(top)
+    except (ImportError, ValueError):
+        return True
+    places = list(spec.submodule_search_locations or [spec.origin or ""]) if spec else []
+    return not places or any(str(place).startswith(_INSTALLED) or not Path(place).exists() for place in places)
+
+
+def _imports(name: str, file: Path) -> Iterator[str]:
+    """Names of the modules, or of things in modules, that a source file imports."""
+    package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+    for node in _executed(ast.parse(file.read_bytes())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            module = ".".join([*base, *filter(None, [node.module])])
+            if module != "diffseg":  # its __init__ holds a version
+                yield module
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def _executed(tree: ast.AST) -> Iterator[ast.AST]:
+    """All nodes but those under `if TYPE_CHECKING:`."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        yield node
+        yield from _executed(node)

@@ -1,0 +1,80 @@
+"""Who does the work: processes that read images ahead of the model, and one process for each of several devices."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from diffseg.errors import UserError
+
+Job = TypeVar("Job")
+
+
+def loader(data: TorchDataset, batch_size: int, workers: int, pin: bool = False) -> DataLoader:
+    """Batches as lists, in order, read by `workers` processes (0: by this one). pin: call their `pin_memory`."""
+    return DataLoader(
+        data,
+        batch_size,
+        num_workers=workers,
+        collate_fn=list,
+        pin_memory=pin,
+        worker_init_fn=leave_with_parent,
+        # The platform's own way: in a job of joblib the default is loky's, which DataLoader cannot use.
+        multiprocessing_context=multiprocessing.get_all_start_methods()[0] if workers else None,
+    )
+
+
+def leave_with_parent(worker: int = 0) -> None:
+    """Ends this process when the one that started it is killed; blocked on a full pipe, it would wait for ever."""
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def shard_of(keys: Sequence[str], shard: Sequence[int]) -> list[str]:
+    """The keys that shard [i, n] is to do: every n-th from the i-th.
+
+    Raises:
+        UserError: not two whole numbers with 0 <= i < n.
+    """
+    if len(shard) != 2 or not all(type(x) is int for x in shard) or not 0 <= shard[0] < shard[1]:
+        raise UserError(f"shard must be [i, n], two whole numbers with 0 <= i < n, got {list(shard)}")
+    return list(keys[shard[0] :: shard[1]])
+
+
+def side_by_side(work: Callable[[Job], None], jobs: Sequence[tuple[str, Job]]) -> None:
+    """One process for each job; names are for messages, `work` is a function of a module, jobs can be pickled.
+
+    Raises:
+        UserError: a process did not do its part; what the others have done is kept.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    processes = [spawn.Process(target=_part, args=(work, job, len(jobs)), name=name) for name, job in jobs]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    failed = [process.name for process in processes if process.exitcode]
+    if failed:
+        raise UserError(
+            f"prediction failed on {', '.join(failed)}, see above; what is done is kept: run the same command again"
+        )
+
+
+def _part(work: Callable[[Job], None], job: Job, processes: int) -> None:
+    leave_with_parent()
+    os.environ["TTY_COMPATIBLE"] = "0"  # several progress bars would overwrite each other: lines instead
+    torch.set_num_threads(max(1, torch.get_num_threads() // processes))
+    work(job)
