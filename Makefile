@@ -42,7 +42,7 @@ figures: setup   ## results/figures: the method at a glance, the effect of R, a 
 	$(RUN) -m diffseg.eval.show.figures gallery scene:1 scene:3 scene:7 scene:9 --out results/figures/gallery.jpg
 	$(if $(RUNS),$(RUN) -m diffseg.eval.show.figures curves $(RUNS) --out results/figures)
 
-tables: setup    ## results/tables: published beside measured, from the runs on disk
+tables: setup    ## results/tables: published beside measured, from your runs on disk (the project's own: results/evidence)
 	$(RUN) -m diffseg.eval.show.tables
 
 test: setup      ## all tests (five to ten minutes, 8 GB of memory)

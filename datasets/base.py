@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from diffseg.datasets.transforms import image_to_pixels, resize_label
+from diffseg.datasets.transforms import centre_crop, image_to_pixels, resize_label
 from diffseg.errors import UserError, did_you_mean
 from diffseg.files import content_hashes
 
@@ -98,6 +98,10 @@ class Dataset:
         size: in place of the data set's.
         """
         return image_to_pixels(self.photo(key), size or self.size)
+
+    def square(self, key: str) -> np.ndarray:
+        """The photo as it is cropped, at its own scale: uint8 [S, S, 3]."""
+        return centre_crop(self.photo(key))
 
     def label(self, key: str) -> np.ndarray:
         """int16 [size, size], -1 = ignored: centre crop, nearest-exact."""

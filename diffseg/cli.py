@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from diffseg import __version__
 from diffseg.errors import UserError
 from diffseg.files import check_writable, write
 from diffseg.options import (
@@ -42,8 +43,18 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 OUTPUTS = (".labels.png", ".overlay.png", ".json")
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"diffseg {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _main() -> None:
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
     """DiffSeg: unsupervised zero-shot segmentation from the self-attention of a diffusion model."""
 
 
@@ -163,10 +174,13 @@ def _load(
     given = None if threshold is None else _numbers("--threshold", threshold)
     thresholds = given[0] if given is not None and len(given) == 1 else given  # one is for all iterations
     options = {**options, "weights": None if weights is None else _numbers("--weights", weights)}
-    from diffseg.devices import resolve_device, resolve_dtype
+    from diffseg.devices import resolve_device, resolve_dtype, slow_dtype
     from diffseg.segmenter import DiffSeg, Settings
 
-    resolve_dtype(dtype, resolve_device(device))
+    place = resolve_device(device)
+    slow = slow_dtype(resolve_dtype(dtype, place), place)
+    if slow:
+        typer.echo(slow, err=True)
     Settings.make(1.0 if thresholds is None else thresholds, timestep=300 if timestep is None else timestep, **options)
     check_writable(out, "choose another with --out")
     seg = DiffSeg.from_pretrained(model, revision=revision, device=device, dtype=dtype)

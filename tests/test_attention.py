@@ -9,7 +9,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 
-from diffseg.attention import Needs, add_head_mean, attention_maps, capture
+from diffseg.attention import Look, Needs, Recorder, Tokens, add_head_mean, attention_maps, capture
+from diffseg.errors import UserError
 from diffseg.segmentation import aggregate, merge, to_labels
 from tests.models import UNETS, unet
 from tests.test_segmentation import GOLDEN
@@ -141,6 +142,84 @@ def test_a_unet_without_transformer_blocks_is_refused():
     )  # fmt: skip
     with pytest.raises(ValueError, match="no self-attention"):
         attention_maps(plain, torch.zeros(1, 4, 8, 8), 300, torch.zeros(1, 77, 8))
+
+
+def test_layers_whose_attention_cannot_be_seen_are_refused():
+    """Processors that multiply queries and keys themselves never call torch's attention."""
+    model = copy.deepcopy(unet("sd1"))
+    latents, context, _ = inputs_for("sd1", (8, 8), 1)
+    name = "mid_block.attentions.0.transformer_blocks.0.attn1"
+    model.get_submodule(name).set_processor(AttnProcessor())
+    with pytest.raises(
+        UserError, match=r"1 of 32 attention layers of UNet2DConditionModel, such as mid_block"
+    ) as refused:
+        attention_maps(model, latents, 300, context)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_block_that_looks_at_the_prompt_twice_is_no_self_attention():
+    blind = UNet2DConditionModel(
+        sample_size=8, layers_per_block=1, norm_num_groups=4, cross_attention_dim=16, block_out_channels=(8, 8),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        attention_head_dim=4, only_cross_attention=(True, True), mid_block_type=None,
+    ).eval()  # fmt: skip
+    context = torch.randn(1, 64, 16)  # as many tokens as positions: numbers alone would not tell
+    with pytest.raises(UserError, match="no self-attention"):
+        attention_maps(blind, torch.zeros(1, 4, 8, 8), 300, context)
+
+
+def test_features_are_what_a_hook_sees():
+    model, (latents, context, _) = unet("sd1"), inputs_for("sd1", (8, 12), 2)
+    layer, block = "down_blocks.1.attentions.0.transformer_blocks.0.attn1", "down_blocks.1.attentions.0"
+    seen = {}
+    hooks = [
+        model.get_submodule(name).register_forward_hook(lambda m, a, out, name=name: seen.__setitem__(name, out))
+        for name in (layer, block)
+    ]
+    features = capture(model, latents, 300, context, needs=Needs(features=frozenset({layer, block}))).features
+    for hook in hooks:
+        hook.remove()
+    assert features[layer].shape == (2, 32, 4, 6)
+    torch.testing.assert_close(features[layer].flatten(2).transpose(1, 2), seen[layer], rtol=0, atol=0)
+    torch.testing.assert_close(features[block], seen[block][0], rtol=0, atol=0)
+
+
+def test_features_of_no_layer_name_the_nearest():
+    latents, context, _ = inputs_for("sd1", (8, 8), 1)
+    wrong = Needs(features=frozenset({"down_blocks.1.attentions.0.transformer_blocks.0.attn3"}))
+    with pytest.raises(UserError, match=r"no layer .*attn3.*; did you mean down_blocks.1.attentions.0"):
+        capture(unet("sd1"), latents, 300, context, needs=wrong)
+
+
+def test_joint_attention_is_cut_into_distributions_of_its_own():
+    """Text before image under one softmax, as in joint transformers: each block's rows sum to 1 again."""
+    g = torch.Generator().manual_seed(3)
+    q, k, v = (torch.randn(2, 3, 5 + 6, 4, generator=g, dtype=torch.float64) for _ in range(3))
+
+    class Joint(torch.nn.Module):
+        def forward(self, x):
+            return torch.nn.functional.scaled_dot_product_attention(q, k, v) + x
+
+    network = torch.nn.ModuleDict({"joint": Joint()})
+    image, text = slice(5, 11), slice(0, 5)
+    needs = Needs(attention=True, cross=True)
+    with Recorder(
+        network, dict(network.named_children()), lambda *_: Tokens((2, 3), image, image, text), needs
+    ) as seen:
+        network["joint"](torch.zeros(1))
+    observation = seen.observation()
+    rows = torch.softmax(q @ k.mT / 2, -1).mean(1)[:, image]
+    for maps, keys in ((observation.self_attention, image), (observation.cross_attention, text)):
+        expected = rows[..., keys] / rows[..., keys].sum(-1, keepdim=True)
+        torch.testing.assert_close(maps[2, 3], expected)
+
+
+def test_looks_and_needs_combine():
+    run = Look(timestep=100, size=512)
+    assert Look(noise=42).within(run) == Look(100, 42, False, 512)
+    assert Look(50, size=1024).within(run) == Look(50, None, False, 1024)
+    assert Needs(cross=True) | Needs(features=frozenset("a")) == Needs(False, True, frozenset("a"))
+    assert not Needs()
 
 
 @pytest.mark.slow

