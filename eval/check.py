@@ -50,11 +50,6 @@ def read_reference(name: str) -> Reference:
     return reference
 
 
-def published() -> dict[str, Any]:
-    """paper.yaml: published numbers in percent, each with its source."""
-    return yaml.safe_load((FOLDER / "paper.yaml").read_text())
-
-
 def check(summary: Summary, reference: Reference) -> pd.DataFrame:
     """Compares a run's summary with a reference.
 

@@ -22,14 +22,25 @@ from diffseg.datasets.base import DataError, Dataset
 from diffseg.devices import resolve_device, resolve_dtype, slow_dtype
 from diffseg.errors import UserError
 from diffseg.eval.check import Reference, check, check_table
+from diffseg.eval.granularity import Granularity, granularity
 from diffseg.eval.predict import predict
 from diffseg.eval.progress import say
 from diffseg.eval.protocols import Protocol
 from diffseg.eval.runs import Masks, Run, digest, folder_name, open_run
-from diffseg.eval.score import Counts, Summary, count_all, read_counts, read_summary, scores_of, write_counts
+from diffseg.eval.score import (
+    Counts,
+    Summary,
+    count_all,
+    counts_for,
+    read_counts,
+    read_summary,
+    scores_of,
+    write_counts,
+)
 from diffseg.eval.show.report import write_report
 from diffseg.eval.show.tables import result_table
 from diffseg.eval.show.tracker import Tracker
+from diffseg.eval.show.worth import granularity_table, worth_table
 from diffseg.eval.sources import source_hash
 from diffseg.eval.workers import shard_of, side_by_side
 from diffseg.files import content_hashes, write
@@ -123,7 +134,12 @@ def evaluate(experiment: Experiment) -> dict[str, Any]:
 
     if "report" in experiment.stages and (summary or run.summary.exists()):
         summary = summary or read_summary(run)
-        Console().print(result_table(summary))
+        console = Console()
+        console.print(result_table(summary))
+        if summary["granularity"]:
+            console.print(granularity_table(summary["granularity"]).for_terminal())
+        elif len(summary["protocols"]) > 1:
+            console.print(worth_table(summary).for_terminal())
         say(f"report: {write_report(run, dataset, summary, next(iter(experiment.protocols.values())).made)}")
 
     if experiment.reference is not None:
@@ -277,7 +293,7 @@ def counted_with(experiment: Experiment, run: Run, segmenter: str) -> str:
         "truth": data.truth_fingerprint(),
         "maps": sorted(maps.items()),
         "sizes": [data.size, run.score_size],
-        "code": source_hash(["diffseg.eval.score"], follow=False),
+        "code": source_hash(["diffseg.eval.score", "diffseg.eval.boundaries"], follow=False),
         "skip": experiment.skip_errors,
     }
     return digest(facts)
@@ -285,12 +301,14 @@ def counted_with(experiment: Experiment, run: Run, segmenter: str) -> str:
 
 def _counts(experiment: Experiment, run: Run, hashes: Mapping[str, str]) -> Counts:
     """The counts on disk if they were made of just this; made anew otherwise, and whenever numbers are checked."""
+    boundaries = any(part.made.counts == "boundaries" for part in experiment.protocols.values())
     if experiment.reference is None:
         try:
             stored = {name: read_counts(run, name) for name in run.segmenters}
         except DataError:
             stored = {}
-        if stored and all(facts["counted_with"] == hashes[name] for name, (_, facts) in stored.items()):
+        enough = all("boundaries" in images or not boundaries for images, _ in stored.values())
+        if stored and enough and all(facts["counted_with"] == hashes[name] for name, (_, facts) in stored.items()):
             skipped = next(iter(stored.values()))[1]["skipped"]
             return Counts({name: images for name, (images, _) in stored.items()}, skipped)
     left_out = {} if run.masks else run.skipped()
@@ -302,6 +320,7 @@ def _counts(experiment: Experiment, run: Run, hashes: Mapping[str, str]) -> Coun
         experiment.skip_errors,
         left_out,
         run.score_size,
+        boundaries,
     )
     write_counts(run, counts, hashes)
     if counts.cropped:
@@ -355,6 +374,8 @@ def _score(experiment: Experiment, run: Run) -> Summary:
             for name, images in counts.images.items()
         },
         "protocols": scores,
+        "headlines": {rule: part.made.headline for rule, part in protocols.items()},
+        "granularity": _granularity(experiment, counts),
     }
     whole: Summary = json.loads(json.dumps(_without_nan(summary)))
     write(run.summary, json.dumps(whole, indent=1) + "\n")
@@ -362,6 +383,21 @@ def _score(experiment: Experiment, run: Run) -> Summary:
         shown = "\n  ".join(f"{key}: {why}" for key, why in list(counts.skipped.items())[:10])
         say(f"score: {len(counts.skipped)} images left out:\n  {shown}")
     return whole
+
+
+def _granularity(experiment: Experiment, counts: Counts) -> dict[str, Granularity]:
+    """The curves over the number of segments, by protocol; {} where only one setting of a method was tried."""
+    kinds = {name: part.settings["_target_"] for name, part in experiment.segmenters.items()}
+    tried = [name for name in counts.images if name in kinds and kinds[name] == next(iter(kinds.values()))]
+    if len(tried) < 2:
+        return {}
+    segments = [counts.images[name]["segments"].map(len).to_numpy() for name in tried]
+    background = experiment.dataset.made.background
+    curves = {}
+    for rule, part in experiment.protocols.items():
+        hists = [counts_for(counts.images[name], part.made) for name in tried]
+        curves[rule] = granularity(tried, hists, segments, part.made, part.made.headline, background)
+    return curves
 
 
 def facts_of(experiment: Experiment) -> dict[str, Any]:

@@ -150,7 +150,10 @@ def standard_errors(statistics: Statistics, metrics: Metrics) -> dict[str, float
 
 
 def intervals(
-    statistics: Statistics, metrics: Metrics, level: float = 0.95, bounds: tuple[float, float] = (0.0, 1.0)
+    statistics: Statistics,
+    metrics: Metrics,
+    level: float = 0.95,
+    bounds: Mapping[str, tuple[float, float]] | None = None,
 ) -> dict[str, tuple[float, float]]:
     """Confidence intervals of metrics over images: Student's t times the jackknife's `standard_errors` on either side.
 
@@ -160,8 +163,8 @@ def intervals(
     seldom match (one single segment for the whole image). No interval around the value tells how far.
 
     Args:
-        statistics: one row per image. metrics: of sums over sets of images. bounds: no metric is below or above these;
-            the intervals end there.
+        statistics: one row per image. metrics: of sums over sets of images. bounds: least and largest value of metrics
+            that are not fractions; intervals end there.
 
     Returns:
         {metric: (low, high)}. Without width if leaving out any image changes nothing; NaN with fewer than two images,
@@ -169,7 +172,8 @@ def intervals(
     """
     result = {}
     for name, (whole, without) in _without_each(statistics, metrics).items():
-        low, high = np.clip(_interval(whole, _error(whole, without), len(without), level), *bounds)
+        least, most = (bounds or {}).get(name, (0.0, 1.0))
+        low, high = np.clip(_interval(whole, _error(whole, without), len(without), level), least, most)
         result[name] = (float(low), float(high))
     return result
 

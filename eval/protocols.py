@@ -8,7 +8,7 @@ that one resampling of images serves every protocol: `statistics` of each image,
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -24,6 +24,8 @@ class Protocol(ABC):
 
     version: ClassVar[int]  # goes into the hash of scores: to be raised when the definition changes
     counts: ClassVar[str] = "pixels"  # what it reads of each image: this table, or "boundaries"
+    headline: ClassVar[str] = "miou"  # the metric that stands for it where there is room for one; large is good
+    bounds: ClassVar[Mapping[str, tuple[float, float]]] = {}  # of metrics that are not between 0 and 1
 
     @abstractmethod
     def statistics(self, hists: Sequence[np.ndarray], background: int | None = None) -> dict[str, np.ndarray]:
@@ -160,6 +162,7 @@ class Majority(Matching):
     """
 
     version: ClassVar[int] = 1
+    headline: ClassVar[str] = "accuracy"
 
     def assign(self, hist: np.ndarray, background: int | None = None) -> np.ndarray:
         return np.where(hist[:-1].any(0), hist[:-1].argmax(0), -1)
@@ -219,6 +222,8 @@ class Regions(Protocol):
     """
 
     version: ClassVar[int] = 1
+    headline: ClassVar[str] = "covering"
+    bounds: ClassVar[Mapping[str, tuple[float, float]]] = {"vi": (0, np.inf), "ari": (-1, 1)}
 
     def statistics(
         self, hists: Sequence[np.ndarray | Sequence[np.ndarray]], background: int | None = None
@@ -252,6 +257,7 @@ class Boundaries(Protocol):
     """
 
     version: ClassVar[int] = 1
+    headline: ClassVar[str] = "f"
     counts: ClassVar[str] = "boundaries"
 
     def statistics(self, hists: Sequence[np.ndarray], background: int | None = None) -> dict[str, np.ndarray]:

@@ -5,6 +5,7 @@ Counting knows no protocol: SEGMENTER/images.parquet has a row for each image, w
     key        the image
     segments   list: the numbers of the segments in the label map, rising
     pixels     list, [classes + 1, segments] flattened: pixels of each class, and of void (no label), in each segment
+    boundaries list, where a protocol asks for them: see `diffseg.eval.boundaries.boundary_counts`
 
 Protocols conclude: summary.json holds what `Summary` says. Both carry a hash of what made them, so that a number is
 never older than its maps, its truth, its code or its settings.
@@ -27,6 +28,8 @@ from torch.utils.data import Dataset as TorchDataset
 from diffseg.datasets.base import DataError, Dataset, read_map
 from diffseg.datasets.transforms import resize_label
 from diffseg.errors import UserError
+from diffseg.eval.boundaries import boundary_counts
+from diffseg.eval.granularity import Granularity
 from diffseg.eval.metrics import intervals, tie_sensitivity
 from diffseg.eval.progress import track
 from diffseg.eval.protocols import Matching, OneToOne, Protocol, paired_table
@@ -80,6 +83,8 @@ class Summary(TypedDict):
     skipped: dict[str, str]  # why, by key
     segmenters: dict[str, SegmenterScores]  # under the first protocol
     protocols: dict[str, dict[str, dict[str, Any]]]  # metrics of each segmenter under each protocol
+    headlines: dict[str, str]  # the metric that stands for each protocol
+    granularity: dict[str, Granularity]  # by protocol, where several settings of the first segmenter's kind were tried
 
 
 # --- counting ---------------------------------------------------------------------------------------------------------
@@ -99,11 +104,12 @@ class Counted:
 class Table:
     """Pixels of each class, and of void, in each segment.
 
-    segments: int64 [S], their numbers, rising. pixels: int64 [classes + 1, S].
+    segments: int64 [S], their numbers, rising. pixels: int64 [classes + 1, S]. boundaries: int64 [6], where asked for.
     """
 
     segments: np.ndarray
     pixels: np.ndarray
+    boundaries: np.ndarray | None = None
 
     def dense(self) -> np.ndarray:
         """int64 [classes + 1, largest number + 1]; where numbers are too large to mean anything, by their rank."""
@@ -114,11 +120,12 @@ class Table:
         return table
 
 
-def count(truth: np.ndarray, labels: np.ndarray, classes: int) -> Table:
+def count(truth: np.ndarray, labels: np.ndarray, classes: int, boundaries: bool = False) -> Table:
     """Counts one image: pixels of each class, and of void, in each segment. No opinion.
 
     Args:
-        truth: int [H, W], 0..classes-1, negative = void. labels: int [H, W], segment numbers >= 0.
+        truth: int [H, W], 0..classes-1, negative = void. labels: int [H, W], segment numbers >= 0. boundaries: count
+            their pixels, too (5 ms at 512 x 512).
 
     Raises:
         UserError: different shapes, a label >= classes, or a negative segment.
@@ -132,16 +139,24 @@ def count(truth: np.ndarray, labels: np.ndarray, classes: int) -> Table:
     segments, rank = np.unique(labels, return_inverse=True)
     rows = np.where(truth < 0, classes, truth).astype(np.int64)
     pixels = np.bincount((rows * len(segments) + rank).ravel(), minlength=(classes + 1) * len(segments))
-    return Table(segments.astype(np.int64), pixels.reshape(classes + 1, len(segments)))
+    along = boundary_counts(truth, labels) if boundaries else None
+    return Table(segments.astype(np.int64), pixels.reshape(classes + 1, len(segments)), along)
 
 
 class _Counter(TorchDataset):
     """Reads truth and maps and counts, in worker processes."""
 
     def __init__(
-        self, dataset: Dataset, keys: Sequence[str], segmenters: Sequence[str], path: MapPath, size: int | None
+        self,
+        dataset: Dataset,
+        keys: Sequence[str],
+        segmenters: Sequence[str],
+        path: MapPath,
+        size: int | None,
+        boundaries: bool,
     ):
-        self.dataset, self.keys, self.segmenters, self.path, self.size = dataset, keys, segmenters, path, size
+        self.dataset, self.keys, self.segmenters, self.path = dataset, keys, segmenters, path
+        self.size, self.boundaries = size, boundaries
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -161,7 +176,7 @@ class _Counter(TorchDataset):
                 labels = _as_scored(stored, self.dataset.size)
                 if self.size:
                     labels = resize_label(labels, self.size)
-                tables[name] = count(truth, labels, len(self.dataset.classes))
+                tables[name] = count(truth, labels, len(self.dataset.classes), self.boundaries)
                 cropped |= stored.shape[0] != stored.shape[1]
             except DataError as error:
                 errors.append(str(error))
@@ -215,6 +230,7 @@ def count_all(
     skip_errors: bool = False,
     left_out: Mapping[str, str] | None = None,
     size: int | None = None,
+    boundaries: bool = False,
 ) -> Counts:
     """Counts label maps against the truth, image by image.
 
@@ -223,6 +239,7 @@ def count_all(
         skip_errors: leave out images whose map or truth is missing or damaged, instead of stopping.
         left_out: {key: why} of images known to have no map.
         size: pixels a side at which to compare, maps and truth by nearest-exact; None: as predicted.
+        boundaries: count their pixels, too.
 
     Raises:
         DataError: names every missing, damaged or wrong-sized file (the first ten).
@@ -231,14 +248,16 @@ def count_all(
     keys = [key for key in dataset.keys if key not in skipped]
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in segmenters}
     cropped = 0
-    for batch in track(loader(_Counter(dataset, keys, segmenters, path, size), 1, workers), "score", len(keys)):
+    counter = _Counter(dataset, keys, segmenters, path, size, boundaries)
+    for batch in track(loader(counter, 1, workers), "score", len(keys)):
         for image in batch:
             if image.errors:
                 skipped[image.key] = "; ".join(image.errors)
                 continue
             cropped += image.cropped
             for name, table in image.tables.items():
-                rows[name].append({"key": image.key, "segments": table.segments, "pixels": table.pixels.ravel()})
+                row = {"key": image.key, "segments": table.segments, "pixels": table.pixels.ravel()}
+                rows[name].append(row if table.boundaries is None else {**row, "boundaries": table.boundaries})
     if skipped and not skip_errors:
         complaints = [*skipped.values()][:_SHOWN] + ["..."] * (len(skipped) > _SHOWN)
         raise DataError(
@@ -276,7 +295,8 @@ def read_counts(run: Run, segmenter: str) -> tuple[pd.DataFrame, dict[str, Any]]
         raise DataError(f"{path} is missing or damaged ({error}): score the run again") from None
     try:
         facts = json.loads((table.schema.metadata or {})[b"diffseg"])
-        return table.select(["key", "segments", "pixels"]).to_pandas(), facts
+        columns = ["key", "segments", "pixels", *({"boundaries"} & set(table.column_names))]
+        return table.select(columns).to_pandas(), facts
     except (KeyError, ValueError):
         raise DataError(f"{path} was counted by an earlier version of diffseg: score the run again") from None
 
@@ -287,6 +307,13 @@ def tables_of(images: pd.DataFrame) -> list[np.ndarray]:
         Table(np.asarray(segments), np.asarray(pixels).reshape(-1, len(segments))).dense()
         for segments, pixels in zip(images["segments"], images["pixels"], strict=True)
     ]
+
+
+def counts_for(images: pd.DataFrame, protocol: Protocol) -> list[np.ndarray]:
+    """What a protocol reads of each image: its table, or its boundary counts."""
+    if protocol.counts == "pixels":
+        return tables_of(images)
+    return [np.asarray(counts) for counts in images[protocol.counts]]
 
 
 # --- scores -----------------------------------------------------------------------------------------------------------
@@ -315,11 +342,11 @@ def scores_of(
 
     classes and iou only under protocols that give segments classes, ties only under the paper's.
     """
-    tables = tables_of(images)
+    tables = counts_for(images, protocol)
     statistics = protocol.statistics(tables, background)
     sums = {name: values.sum(0, keepdims=True) for name, values in statistics.items()}
     scores: dict[str, Any] = {name: float(values[0]) for name, values in protocol.metrics(sums).items()}
-    scores["interval"] = intervals(statistics, protocol.metrics)
+    scores["interval"] = intervals(statistics, protocol.metrics, bounds=protocol.bounds)
     if isinstance(protocol, Matching):
         iou = [None if np.isnan(x) else float(x) for x in protocol.iou(sums)[0]]
         scores |= {"classes": sum(x is not None for x in iou), "iou": dict(zip(classes, iou, strict=True))}

@@ -6,6 +6,7 @@ matplotlib is imported when something is drawn, and never pyplot: a Figure needs
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +23,10 @@ from torch import Tensor
 
 from diffseg.attention import Maps
 from diffseg.errors import UserError
+from diffseg.eval.granularity import Granularity
+from diffseg.eval.score import Summary
 from diffseg.eval.show.ablations import Ablation, weights_name
+from diffseg.eval.show.worth import headline_values
 from diffseg.files import write
 from diffseg.images import overlay, palette, write_names
 from diffseg.methods.merging import Settings, labels_of, proposals
@@ -38,6 +42,7 @@ _DPI = 200  # of PNGs: sharp on screens with two pixels for each
 _SIDE = 512  # pixels of a picture inside a figure, at most
 _INK, _MUTED, _LINE = "#1c2024", "#636b74", "#dfe2e6"  # the colours of report.html
 _MARKS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")  # Okabe and Ito: apart for colour-blind eyes, too
+_EMPTY = ("diffseg.methods.controls.Grid", "diffseg.methods.controls.Whole")  # show nothing of the image
 _METRICS = (("accuracy", "accuracy (%)", 100), ("miou", "mIoU (%)", 100), ("segments", "segments per image", 1))
 
 
@@ -152,6 +157,71 @@ def _head(figure: Figure, ablation: Ablation, axes: Axes) -> None:
         marks = axes.lines[-1:] if ablation.numeric else axes.patches[-1:]
         text = f"{ablation.usual.whose}: {ablation.text(ablation.usual.value)}"
         figure.legend(marks, [text], loc="upper right", frameon=False, borderpad=0, borderaxespad=0.3, fontsize=9)
+
+
+def protocols(summary: Summary) -> Figure:
+    """A line for each segmenter over the protocols: how far a number moves, and who overtakes whom.
+
+    Controls that show nothing of the image are dashed and grey.
+    """
+    values = headline_values(summary)
+    with _style():
+        figure = _figure(3.6)
+        axes = figure.subplots()
+        ends = []
+        for index, name in enumerate(summary["segmenters"]):
+            heights = [math.nan if v[name] is None else 100 * float(v[name] or 0) for v in values.values()]
+            empty = summary["segmenters"][name]["settings"].get("_target_", "").startswith(_EMPTY)
+            look: dict[str, Any] = {"color": _MUTED, "linestyle": (0, (4, 3))} if empty else {}
+            axes.plot(range(len(values)), heights, marker="o", **{"color": _MARKS[index % len(_MARKS)], **look})
+            ends.append((heights[-1], name))
+        for height, name in _apart(ends, 5):
+            axes.annotate(name, (len(values) - 1, height), (8, 0), textcoords="offset points", va="center")
+        labels = [f"{rule}\n{summary['headlines'][rule].replace('miou', 'mIoU')}" for rule in values]
+        axes.set_xticks(range(len(values)), labels)
+        axes.set_ylim(0, 100)
+        axes.set_ylabel("%")
+        axes.grid(axis="x", visible=False)
+        facts = summary["dataset"]
+        title = f"The same label maps under {len(values)} protocols: {facts['name']}, {summary['images']:,} images"
+        figure.suptitle(title, x=0.005, ha="left", fontsize=9, color=_MUTED)
+    return figure
+
+
+def _apart(ends: Sequence[tuple[float, str]], gap: float) -> list[tuple[float, str]]:
+    """Heights of labels, moved up so that no two are nearer than `gap`."""
+    placed: list[tuple[float, str]] = []
+    for height, name in sorted(ends):
+        lowest = placed[-1][0] + gap if placed else -math.inf
+        placed.append((max(height, lowest), name))
+    return placed
+
+
+def granularities(curves: Mapping[str, Mapping[str, Granularity]]) -> Figure:
+    """A panel for each protocol that all have: its metric over the mean number of segments, one curve for each name.
+
+    The best common setting of each is marked.
+    """
+    rules = [rule for rule in next(iter(curves.values())) if all(rule in own for own in curves.values())]
+    with _style():
+        figure = _figure(2.9)
+        panels = figure.subplots(1, len(rules), sharex=True, squeeze=False)[0]
+        for axes, rule in zip(panels, rules, strict=True):
+            for (name, own), colour in zip(curves.items(), itertools.cycle(_MARKS), strict=False):
+                curve = own[rule]
+                axes.plot(curve["segments"], [100 * v for v in curve["values"]], "o-", color=colour, label=name)
+                best = curve["segments"][curve["settings"].index(curve["ods_setting"])]
+                axes.plot(best, 100 * curve["ods"], "o", color=colour, markersize=8, markerfacecolor="none")
+            axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+            axes.set_ylim(0, 100)
+            axes.set_title(
+                f"{rule}: {next(iter(curves.values()))[rule]['metric'].replace('miou', 'mIoU')} (%)", loc="left"
+            )
+            axes.set_xlabel("segments per image")
+        if len(curves) > 1:
+            panels[0].legend(frameon=False)
+    return figure
 
 
 # --- how the method works ---------------------------------------------------------------------------------------------

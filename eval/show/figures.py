@@ -1,6 +1,8 @@
-"""Figures of runs and of the method: `python -m diffseg.eval.show.figures curves | overview | weights | gallery`.
+"""Figures of runs and of the method: `python -m diffseg.eval.show.figures curves | protocols | granularity | ...`.
 
 curves RUN...              accuracy, mIoU and segments over what the runs vary, one figure for each ablation
+protocols RUN              the same label maps under every protocol
+granularity RUN...         metrics over the number of segments, for runs that varied a setting
 overview PHOTO             attention, aggregation, merging and segments of one photo
 weights PHOTO              one photo with the weights R proportional, equal, and each resolution alone
 gallery PHOTO...           photos above their segments, named with --nouns
@@ -19,8 +21,21 @@ from PIL import Image
 
 from diffseg.datasets.scenes import TEST_SEED, scene
 from diffseg.errors import UserError
+from diffseg.eval.runs import find_run
+from diffseg.eval.score import read_summary
 from diffseg.eval.show.ablations import Ablation, read_ablations
-from diffseg.eval.show.drawing import Shown, by_weights, curves, gallery, observe, overview, save, weights_effect
+from diffseg.eval.show.drawing import (
+    Shown,
+    by_weights,
+    curves,
+    gallery,
+    granularities,
+    observe,
+    overview,
+    protocols,
+    save,
+    weights_effect,
+)
 from diffseg.files import check_writable
 from diffseg.images import load_image
 from diffseg.options import Device, Model, Revision, Size, one_sentence
@@ -65,6 +80,33 @@ def file_name(ablation: Ablation) -> str:
     data, model = ablation.fixed.get("data", ""), str(ablation.fixed.get("model") or "").rpartition("/")[2]
     parts = (data.partition(" (")[0], model, ablation.name)
     return re.sub(r"[^\w.]+", "-", "-".join(filter(None, parts)))
+
+
+@app.command("protocols")
+def _protocols(
+    run: Annotated[Path, typer.Argument(help="Folder of a run scored under several protocols.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The figure's name.")] = Path("figures/protocols.svg"),
+) -> None:
+    """The same label maps under every protocol: how far numbers move, and who overtakes whom."""
+    with one_sentence("figures"):
+        summary = read_summary(find_run(run))
+        if len(summary["protocols"]) < 2:
+            raise UserError(f"{run} was scored under one protocol alone: score it again with several, protocol=[...]")
+        _write(protocols(summary), out)
+
+
+@app.command("granularity")
+def _granularity(
+    runs: Annotated[list[Path], typer.Argument(help="Runs that varied one setting each.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The figure's name.")] = Path("figures/granularity.svg"),
+) -> None:
+    """Metrics over the number of segments, one curve for each run: methods whose thresholds mean different things."""
+    with one_sentence("figures"):
+        summaries = {run.name: read_summary(find_run(run)) for run in runs}
+        for name, summary in summaries.items():
+            if not summary["granularity"]:
+                raise UserError(f"{name} tried one setting alone: give a run with vary=, such as an ablation of tau")
+        _write(granularities({name: summary["granularity"] for name, summary in summaries.items()}), out)
 
 
 @app.command("overview")

@@ -20,11 +20,12 @@ from PIL import Image
 from diffseg.datasets.base import Dataset, read_map
 from diffseg.datasets.transforms import centre_crop, resize_label
 from diffseg.errors import UserError
-from diffseg.eval.check import published
 from diffseg.eval.protocols import Matching, OneToOne, Protocol
 from diffseg.eval.runs import Run
 from diffseg.eval.score import Summary, image_scores, read_counts, read_prediction
-from diffseg.eval.show.ablations import Ablation, ablation_in
+from diffseg.eval.show.ablations import ablation_in
+from diffseg.eval.show.published import SOURCES, published_beside
+from diffseg.eval.show.worth import granularity_table, worth_table
 from diffseg.files import write
 from diffseg.images import distinct_colours, overlay
 
@@ -59,16 +60,22 @@ def write_report(run: Run, dataset: Dataset, summary: Summary, protocol: Protoco
     best, worst = extremes(images[first])
     ablation = ablation_in(summary)
     facts = summary["dataset"]
+    worth = len(summary["protocols"]) > 1 and not summary["granularity"]
     page = _template().render(
         run=run,
         summary=summary,
         labels=run.masks.folder if run.masks else None,
         told={found["told"] for found in summary["segmenters"].values() if found["told"]},
-        published=published().get(facts["published"], {}) if facts["published"] and not facts["note"] else {},
+        published=[] if facts["note"] else published_beside(facts["published"], summary["protocol"], summary["size"]),
+        sources=SOURCES,
         ablation=ablation,
-        curve=_curve(ablation) if ablation else "",
+        curve=_drawn("curves", ablation) if ablation else "",
+        worth=worth_table(summary) if worth else None,
+        protocols=_drawn("protocols", summary) if worth else "",
+        granularity=granularity_table(summary["granularity"]) if summary["granularity"] else None,
+        granularities=_drawn("granularities", {first: summary["granularity"]}) if summary["granularity"] else "",
         classes=class_rows(summary, images),
-        absent=[c for c in dataset.classes if all(found["iou"][c] is None for found in summary["segmenters"].values())],
+        absent=absent_classes(summary),
         spreads=spreads(images),
         first=first,
         examples=[
@@ -85,10 +92,11 @@ def write_report(run: Run, dataset: Dataset, summary: Summary, protocol: Protoco
     return run.report
 
 
-def _curve(ablation: Ablation) -> str:
-    from diffseg.eval.show.drawing import curves, inline_svg  # matplotlib, which other pages do not need
+def _drawn(figure: str, data: Any) -> str:
+    """A figure of `drawing` as an element of the page."""
+    from diffseg.eval.show import drawing  # matplotlib, which other pages do not need
 
-    return inline_svg(curves(ablation))
+    return drawing.inline_svg(getattr(drawing, figure)(data))
 
 
 def _template():
@@ -124,10 +132,16 @@ def class_rows(summary: Summary, images: Mapping[str, pd.DataFrame]) -> list[dic
     shares = pixels / max(pixels.sum(), 1)
     found = []
     for name, colour, share in zip(classes, distinct_colours(len(classes)), shares, strict=True):
-        ious = [segmenter["iou"][name] for segmenter in summary["segmenters"].values()]
+        ious = [scores["iou"].get(name) for scores in summary["segmenters"].values() if "iou" in scores]
         if any(iou is not None for iou in ious):
             found.append({"name": name, "colour": colour, "share": float(share), "ious": ious})
     return sorted(found, key=lambda row: (-(row["ious"][0] or 0), -row["share"]))
+
+
+def absent_classes(summary: Summary) -> list[str]:
+    """The classes that occur under none of the segmenters; [] under a protocol that gives no classes."""
+    known = [scores["iou"] for scores in summary["segmenters"].values() if "iou" in scores]
+    return [name for name in summary["dataset"]["classes"] if known and all(iou[name] is None for iou in known)]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import pandas as pd
 import typer
@@ -20,33 +20,35 @@ from rich.table import Table
 
 from diffseg.datasets.base import DataError
 from diffseg.errors import UserError
-from diffseg.eval.check import published
 from diffseg.eval.runs import find_run
 from diffseg.eval.score import Summary, read_summary
+from diffseg.eval.show.published import SOURCES, published_rows
 from diffseg.files import write
 
 PAPER_MODEL = "CompVis/stable-diffusion-v1-4"
 BENCHMARKS = {"coco_stuff27": "COCO-Stuff-27, 2,175 images of val2017", "cityscapes": "Cityscapes, 500 frames of val"}
 NOT_RUN = "not run"
+PAPER_BACKBONE = "SD 1.4"
+PAPER_METHODS = {"diffseg": "DiffSeg", "kmeans_c": "K-Means-C", "kmeans_s": "K-Means-S", "dbscan": "DBSCAN"}
 
 
-def summaries(runs: Path) -> list[dict[str, Any]]:
+def summaries(runs: Path) -> list[Summary]:
     """summary*.json of every scored run with a model, the latest last; damaged ones are left out."""
-    found = []
+    found: list[Summary] = []
     for path in sorted(runs.glob("*/summary*.json"), key=lambda p: p.stat().st_mtime):
         try:
             summary = json.loads(path.read_text())
         except ValueError:
             continue
         if isinstance(summary, dict) and summary.get("model") is not None and "protocols" in summary:
-            found.append(summary)
+            found.append(cast(Summary, summary))
     return found
 
 
-def paper_table(benchmark: str, runs: Iterable[dict[str, Any]]) -> pd.DataFrame:
-    """Published / ours / interval / difference for each row of paper.yaml, in percent and points.
+def paper_table(benchmark: str, runs: Iterable[Summary]) -> pd.DataFrame:
+    """Published / ours / interval / difference for each published row of a data set, in percent and points.
 
-    Ours are runs of the paper's model on the whole benchmark, nothing less.
+    Ours are runs of the paper's model on the whole benchmark, nothing less, by the row's own protocol and size.
     """
     whole = [
         s
@@ -56,52 +58,65 @@ def paper_table(benchmark: str, runs: Iterable[dict[str, Any]]) -> pd.DataFrame:
         and not s["skipped"]
         and s["model"] == PAPER_MODEL
     ]
-    ours = {f"{n}_{s['size']}": f for s in whole for n, f in s["segmenters"].items()}  # as paper.yaml names them
+    ours = {
+        (PAPER_METHODS.get(name, name), rule, s["size"]): scores
+        for s in whole
+        for rule, by_segmenter in s["protocols"].items()
+        for name, scores in by_segmenter.items()
+    }
     rows = []
-    for name, known in published()[benchmark].items():
-        row: dict[str, Any] = {"method": name, "source": known["source"]}
+    for known in published_rows():
+        if known["dataset"] != benchmark:
+            continue
+        facts = {key: known[key] for key in ("method", "backbone", "refinement", "protocol", "size", "source")}
+        row = {key: "" if value is None else value for key, value in facts.items()}
+        comparable = known["backbone"] == PAPER_BACKBONE and known["refinement"] in (None, "none")
+        scores = ours.get((known["method"], known["protocol"], known["size"])) if comparable else None
         for metric in ("accuracy", "miou"):
-            found = ours.get(name)
             row[f"{metric} published"] = known[metric]
-            row[metric] = NOT_RUN if found is None else round(100 * found[metric], 1)
-            row[f"{metric} interval"] = "" if found is None else interval(found, metric)
-            known_too = found is not None and known[metric] is not None
-            row[f"{metric} difference"] = f"{100 * found[metric] - known[metric]:+.1f}" if known_too and found else ""
+            row[metric] = NOT_RUN if scores is None else round(100 * scores[metric], 1)
+            row[f"{metric} interval"] = "" if scores is None else interval(scores, metric)
+            both = scores is not None and known[metric] is not None
+            row[f"{metric} difference"] = f"{100 * scores[metric] - known[metric]:+.1f}" if both and scores else ""
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def measured_table(runs: Iterable[dict[str, Any]], model: str) -> pd.DataFrame:
-    """Everything that one model was run on: a row for each data set, size, time step and setting, of the latest run."""
+def measured_table(runs: Iterable[Summary], model: str) -> pd.DataFrame:
+    """Everything that one model was run on, by the protocol that each run leads with.
+
+    A row for each data set, size, time step, protocol and setting, of the latest run.
+    """
     rows: dict[tuple, dict[str, Any]] = {}
     for s in runs:
         if s["model"] != model:
             continue
         data = s["dataset"]["name"] + (f" ({s['dataset']['note']})" if s["dataset"]["note"] else "")
-        for name, found in s["segmenters"].items():
-            settings = found["settings"]
-            key = (data, s["images"], s["size"], s["timestep"], name, json.dumps(settings, sort_keys=True))
+        for name, scores in s["segmenters"].items():
+            settings = scores["settings"]
+            place = (data, s["images"], s["size"], s["timestep"])
             unit = " of the median distance" if settings.get("relative") else ""
-            rows[key] = {
+            rows[(*place, s["protocol"], name, json.dumps(settings, sort_keys=True))] = {
                 "data": data,
                 "images": s["images"],
                 "size": s["size"],
                 "t": s["timestep"],
-                "segmenter": f"{name} (told {found['told']})" if found["told"] else name,
+                "protocol": s["protocol"],
+                "segmenter": f"{name} (told {scores['told']})" if scores["told"] else name,
                 "threshold": f"{settings['threshold']}{unit}" if "threshold" in settings else "",
-                "accuracy": round(100 * found["accuracy"], 1),
-                "accuracy interval": interval(found, "accuracy"),
-                "mIoU": round(100 * found["miou"], 1),
-                "mIoU interval": interval(found, "miou"),
-                "segments": round(found["segments"], 1),
+                "accuracy": percent(scores, "accuracy"),
+                "accuracy interval": interval(scores, "accuracy"),
+                "mIoU": percent(scores, "miou"),
+                "mIoU interval": interval(scores, "miou"),
+                "segments": round(scores["segments"], 1),
                 "run": s["run"],
             }
-    return pd.DataFrame([rows[k] for k in sorted(rows, key=lambda k: k[:4])])
+    return pd.DataFrame([rows[k] for k in sorted(rows, key=lambda k: k[:5])])
 
 
 def interval(scores: Mapping[str, Any], metric: str) -> str:
     """The 95 % interval in percent; "" of one image, which has none."""
-    low, high = scores["interval"][metric]
+    low, high = scores["interval"].get(metric, (None, None))
     return "" if low is None else f"{100 * low:.1f} to {100 * high:.1f}"
 
 
@@ -122,14 +137,15 @@ class Shown:
     title: str
     headings: list[str]
     cells: list[list[str]]
+    caption: str = ""
 
     def for_terminal(self) -> Table:
         """As rich draws it: text on the left, numbers on the right."""
-        table = Table(title=self.title)
+        table = Table(title=self.title, caption=self.caption or None)
         for index, heading in enumerate(self.headings):
             numbers = all(not row[index] or row[index].lstrip("-(")[:1].isdigit() for row in self.cells)
             justify: Literal["left", "right"] = "right" if numbers and index else "left"
-            table.add_column(heading, justify=justify, overflow="ellipsis" if numbers and index else "fold")
+            table.add_column(heading, justify=justify, overflow="fold")
         for row in self.cells:
             table.add_row(*row)
         return table
@@ -174,8 +190,8 @@ def sweep_rows(jobs: Sequence[dict[str, Any]]) -> pd.DataFrame:
         if "error" in job:
             rows.append({**setting, "segmenter": "", "error": job["error"]})
         for name, scores in job.get("segmenters", {}).items():
-            low, high = scores["interval"]["miou"]
-            metrics = {k: scores[k] for k in ("accuracy", "miou")}
+            low, high = scores["interval"].get("miou", (None, None))
+            metrics = {k: scores.get(k) for k in ("accuracy", "miou")}
             rest = {"miou_low": low, "miou_high": high, "segments": scores["segments"], "run": job["run"]}
             rows.append({**setting, "segmenter": name, **metrics, **rest})
     table = pd.DataFrame(rows)
@@ -218,7 +234,7 @@ def runs_table(runs: Path) -> Shown:
             rows.append([when, "", "", str(error), "", record.parent.name])
             continue
         data, scores = summary["dataset"], summary["segmenters"]
-        best = max(scores, key=lambda name: scores[name]["miou"] or 0)
+        best = max(scores, key=lambda name: scores[name].get("miou") or 0)
         number = f"{percent(scores[best], 'accuracy')} / {percent(scores[best], 'miou')}"
         result = number if len(scores) == 1 else f"{number} ({best})"
         model = summary["model"] or "label maps"
@@ -248,20 +264,29 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder for the tables.")] = Path("results/tables"),
 ) -> None:
     """Writes a table for each benchmark, published beside ours, and one for each model that was run."""
+    from diffseg.eval.show.worth import worth_table
+
     known = summaries(runs)
     out.mkdir(parents=True, exist_ok=True)
     tables: dict[str, tuple[pd.DataFrame, str, str]] = {}
     for benchmark, title in BENCHMARKS.items():
         note = (
             f"Percent; intervals are 95 % over images; difference = ours - published, in points. Ours: {PAPER_MODEL} "
-            f"on the whole benchmark. Source of the published number: paper; quoted by others; recalled, not verified. "
-            f"Rows of other methods match once per data set, so they are not like with like, and are not run here."
+            f"on the whole benchmark, by the row's own protocol and size. Source of the published number: {SOURCES}. "
+            f"Rows whose protocol is not known are compared with nothing."
         )
         tables[benchmark] = paper_table(benchmark, known), title, note
-    for model in dict.fromkeys(s["model"] for s in known):
+    for model in dict.fromkeys(s["model"] or "" for s in known):
         note = "Percent; intervals are 95 % over images. The latest run of each setting; names tell what was varied."
         name = "".join(c if c.isalnum() else "-" for c in model).strip("-")
         tables[f"measured-{name}"] = measured_table(known, model), f"Measured with {model}", note
+    for s in known:
+        if len(s["protocols"]) > 1 and len(s["segmenters"]) > 1:
+            shown = worth_table(s)
+            rows = pd.DataFrame(shown.cells, columns=shown.headings).map(lambda cell: cell.replace("\n", " "))
+            rows.columns = [heading.replace("\n", ": ") for heading in shown.headings]
+            name = "".join(c if c.isalnum() else "-" for c in f"protocols-{s['dataset']['name']}-{s['model']}")
+            tables[name] = rows, f"W{shown.title[1:]}", f"Percent and rank under each protocol. {shown.caption}".strip()
     for name, (rows, title, note) in tables.items():
         write(out / f"{name}.md", f"# {title}\n\n{note}\n\n{markdown(rows)}")
         write(out / f"{name}.csv", rows.to_csv(index=False))

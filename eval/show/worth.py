@@ -1,0 +1,72 @@
+"""What a protocol is worth: the same label maps under every protocol, and how the order of methods changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from diffseg.eval.granularity import Granularity
+from diffseg.eval.score import Summary
+from diffseg.eval.show.tables import Shown
+
+
+def ranks(values: dict[str, float | None]) -> dict[str, int]:
+    """The rank of each name by falling value, 1 for the best; equals share the better rank, none come last."""
+    known = [value for value in values.values() if value is not None]
+    return {name: 1 + sum(other > (-1 if v is None else v) for other in known) for name, v in values.items()}
+
+
+def headline_values(summary: Summary) -> dict[str, dict[str, float | None]]:
+    """{protocol: {segmenter: the metric that stands for the protocol, None where it is not defined}}."""
+    return {
+        rule: {name: scores[summary["headlines"][rule]] for name, scores in by_segmenter.items()}
+        for rule, by_segmenter in summary["protocols"].items()
+    }
+
+
+def worth_table(summary: Summary) -> Shown:
+    """A row per segmenter, a column per protocol: percent, rank, and in brackets the places gained or lost.
+
+    Places are counted against the protocol that the run leads with.
+    """
+    values = headline_values(summary)
+    first = ranks(values[summary["protocol"]])
+    headings = ["segmenter", *(f"{rule}\n{_label(summary['headlines'][rule])}" for rule in values)]
+    cells = []
+    for name, scores in summary["segmenters"].items():
+        row = [f"{name} *" if scores["told"] else name]
+        for by_segmenter in values.values():
+            value, rank = by_segmenter[name], ranks(by_segmenter)[name]
+            moved = first[name] - rank
+            places = f" ({moved:+d})" if moved else ""
+            row.append("–" if value is None else f"{100 * value:.1f}\n#{rank}{places}")  # noqa: RUF001
+        cells.append(row)
+    facts = summary["dataset"]
+    title = f"what a protocol is worth: {facts['name']}, {summary['images']:,} images"
+    told = any(scores["told"] for scores in summary["segmenters"].values())
+    return Shown(title, headings, cells, "* told something of the truth" if told else "")
+
+
+def _label(metric: str) -> str:
+    return {"miou": "mIoU", "f": "F"}.get(metric, metric)
+
+
+def granularity_table(curves: Mapping[str, Granularity]) -> Shown:
+    """A row per protocol's curve: best common setting, best per image, area; percent, with intervals."""
+    cells = []
+    for rule, curve in curves.items():
+        span = f"{curve['segments'][0]:.1f} to {curve['segments'][-1]:.1f}"
+        numbers = [
+            _with_interval(curve["ods"], curve["ods_interval"]),
+            _with_interval(curve["ois"], curve["ois_interval"]),
+            _with_interval(curve["area"], curve["area_interval"]),
+        ]
+        cells.append([f"{rule}: {_label(curve['metric'])}", *numbers, curve["ods_setting"], span])
+    headings = ["curve over segments", "ODS %", "OIS %", "area %", "best common setting", "segments"]
+    return Shown("without a chosen setting", headings, cells)
+
+
+def _with_interval(value: float | None, interval: Sequence[float | None]) -> str:
+    if value is None:
+        return "–"  # noqa: RUF001
+    low, high = interval
+    return f"{100 * value:.1f}" + ("" if low is None or high is None else f"\n({100 * low:.1f} to {100 * high:.1f})")
