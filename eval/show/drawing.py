@@ -26,7 +26,7 @@ from diffseg.errors import UserError
 from diffseg.eval.granularity import Granularity
 from diffseg.eval.score import Summary
 from diffseg.eval.show.ablations import Ablation, weights_name
-from diffseg.eval.show.worth import headline_values
+from diffseg.eval.show.worth import headline_values, metric_label
 from diffseg.files import write
 from diffseg.images import overlay, palette, write_names
 from diffseg.methods.merging import Settings, labels_of, proposals
@@ -177,7 +177,7 @@ def protocols(summary: Summary) -> Figure:
             ends.append((heights[-1], name))
         for height, name in _apart(ends, 5):
             axes.annotate(name, (len(values) - 1, height), (8, 0), textcoords="offset points", va="center")
-        labels = [f"{rule}\n{summary['headlines'][rule].replace('miou', 'mIoU')}" for rule in values]
+        labels = [f"{rule}\n{metric_label(summary['headlines'][rule])}" for rule in values]
         axes.set_xticks(range(len(values)), labels)
         axes.set_ylim(0, 100)
         axes.set_ylabel("%")
@@ -213,11 +213,12 @@ def granularities(curves: Mapping[str, Mapping[str, Granularity]]) -> Figure:
                 best = curve["segments"][curve["settings"].index(curve["ods_setting"])]
                 axes.plot(best, 100 * curve["ods"], "o", color=colour, markersize=8, markerfacecolor="none")
             axes.set_xscale("log", base=2)
-            axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+            every = [count for own in curves.values() for count in own[rule]["segments"]]
+            axes.set_xticks(np.geomspace(min(every), max(every), 4), minor=False)
+            axes.xaxis.set_major_formatter(lambda x, _: f"{x:.1f}" if x < 10 else f"{x:.0f}")
+            axes.minorticks_off()
             axes.set_ylim(0, 100)
-            axes.set_title(
-                f"{rule}: {next(iter(curves.values()))[rule]['metric'].replace('miou', 'mIoU')} (%)", loc="left"
-            )
+            axes.set_title(f"{rule}: {metric_label(next(iter(curves.values()))[rule]['metric'])} (%)", loc="left")
             axes.set_xlabel("segments per image")
         if len(curves) > 1:
             panels[0].legend(frameon=False)

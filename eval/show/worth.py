@@ -30,7 +30,7 @@ def worth_table(summary: Summary) -> Shown:
     """
     values = headline_values(summary)
     first = ranks(values[summary["protocol"]])
-    headings = ["segmenter", *(f"{rule}\n{_label(summary['headlines'][rule])}" for rule in values)]
+    headings = ["segmenter", *(f"{rule}\n{metric_label(summary['headlines'][rule])}" for rule in values)]
     cells = []
     for name, scores in summary["segmenters"].items():
         row = [f"{name} *" if scores["told"] else name]
@@ -46,7 +46,8 @@ def worth_table(summary: Summary) -> Shown:
     return Shown(title, headings, cells, "* told something of the truth" if told else "")
 
 
-def _label(metric: str) -> str:
+def metric_label(metric: str) -> str:
+    """A metric's name for people."""
     return {"miou": "mIoU", "f": "F"}.get(metric, metric)
 
 
@@ -60,7 +61,7 @@ def granularity_table(curves: Mapping[str, Granularity]) -> Shown:
             _with_interval(curve["ois"], curve["ois_interval"]),
             _with_interval(curve["area"], curve["area_interval"]),
         ]
-        cells.append([f"{rule}: {_label(curve['metric'])}", *numbers, curve["ods_setting"], span])
+        cells.append([f"{rule}: {metric_label(curve['metric'])}", *numbers, curve["ods_setting"], span])
     headings = ["curve over segments", "ODS %", "OIS %", "area %", "best common setting", "segments"]
     return Shown("without a chosen setting", headings, cells)
 
