@@ -27,7 +27,6 @@ from typing import Any
 import hydra
 import pandas as pd
 import torch
-import yaml
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -48,11 +47,12 @@ from rich.console import Console
 import diffseg
 from diffseg.attention import Look
 from diffseg.backbones.base import Backbone, recommended
+from diffseg.datasets.base import Dataset
 from diffseg.errors import UserError, did_you_mean
 from diffseg.eval.check import read_reference
-from diffseg.eval.evaluation import STAGES, Experiment, MovedError, Part, evaluate
+from diffseg.eval.evaluation import STAGES, Experiment, MovedError, Part, dataset_line, evaluate
 from diffseg.eval.progress import say
-from diffseg.eval.runs import Masks
+from diffseg.eval.runs import Masks, Run
 from diffseg.eval.show import compare
 from diffseg.eval.show.tables import list_command, markdown, sweep_rows, sweep_table
 from diffseg.files import write
@@ -392,9 +392,49 @@ def _flat(config: Any, prefix: str = "") -> list[str]:
     return keys
 
 
-def _dataset_of(folder: Path) -> Any:
-    """The data set of a run, for its pictures."""
-    return make(yaml.safe_load((folder / "config.yaml").read_text())["dataset"])
+def dataset_of(run: Run, name: str, overrides: Sequence[str]) -> Dataset:
+    """The data set that a run was made on, for its pictures; nothing that stands in the run's folder is executed.
+
+    Its class is that of this installation's dataset=NAME; numbers and words of the run's settings are taken over, but
+    for where the data lies: that is the user's to say.
+
+    Args:
+        name: of the data set, as the run's summary has it. overrides: dataset.root=DIR and such.
+
+    Raises:
+        UserError: there is no such data set, or it is not what the run was made on.
+    """
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise UserError(f"{run.folder} names no data set: {name!r}")
+    try:
+        with initialize_config_module("diffseg.conf", version_base="1.3"):
+            node = compose("config", [f"dataset={name}", *overrides]).dataset
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(hydra_sentence(error, overrides)) from None
+    given = {text.lstrip("+").partition("=")[0] for text in overrides}
+    stored = {key: value for key, value in run.identity["dataset"].items() if f"dataset.{key}" not in given}
+    settings = OmegaConf.to_container(node)
+    assert isinstance(settings, dict)
+    settings |= {
+        key: stored[key] for key in settings.keys() & stored.keys() if key != "_target_" and _plain(stored[key])
+    }
+    if "???" in settings.values():
+        absent = next(str(key) for key, value in settings.items() if value == "???")
+        raise UserError(f"say where the data set {name} is: dataset.{absent}=...")
+    dataset = make({str(key): value for key, value in settings.items()})
+    if dataset.fingerprint() != run.identity["dataset"]["fingerprint"]:
+        raise UserError(
+            f"{dataset_line(name, dataset)}, is not the data that {run.folder} was made on: name it as for that run, "
+            f"with dataset.root=DIR and such at the end of the command"
+        )
+    return dataset
+
+
+def _plain(value: Any) -> bool:
+    """Whether a setting is a number, a word, nothing, or a list of such."""
+    if isinstance(value, list):
+        return all(isinstance(item, str | int | float) for item in value)
+    return value is None or isinstance(value, str | int | float)
 
 
 def main() -> None:
@@ -403,7 +443,7 @@ def main() -> None:
     if arguments[:1] == ["--version"]:
         print(f"diffseg-eval {diffseg.__version__}")
         return
-    commands = {"compare": lambda: compare.command(_dataset_of), "list": list_command}
+    commands = {"compare": lambda: compare.command(dataset_of), "list": list_command}
     if arguments and arguments[0] in commands:
         with _told():
             commands[arguments[0]]()(arguments[1:], f"diffseg-eval {arguments[0]}", standalone_mode=True)

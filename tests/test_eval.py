@@ -797,6 +797,28 @@ def test_two_runs_are_compared_on_their_common_images(tmp_path):
     assert "has no segmenter 'nothing', but diffseg" in other.stderr
 
 
+def test_nothing_of_a_run_that_is_compared_is_executed(tmp_path):
+    """A run's folder may be somebody else's: its class names are words, and its data is what the user says it is."""
+    runs = [evaluated(tmp_path, *SMALL, f"segmenters.diffseg.threshold={t}")["folder"] for t in (0.3, 0.9)]
+    trap = tmp_path / "trap"
+    for name in ("run.json", "config.yaml", "summary.json"):
+        path = Path(runs[1]) / name
+        text = path.read_text().replace("diffseg.datasets.scenes.Scenes", "pathlib.Path.touch")
+        path.write_text(text.replace("count: 6", f"self: {trap}"))
+    ran = command("compare", *runs, cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert (Path(runs[1]) / "compare.png").exists()
+    assert not trap.exists()
+    other = command("compare", *runs, "dataset.count=5", cwd=tmp_path)
+    assert other.returncode == 2
+    assert "scenes, 5 images, is not the data that" in other.stderr
+    summary = json.loads((Path(runs[1]) / "summary.json").read_text())
+    summary["dataset"]["name"] = "../model/mini"
+    (Path(runs[1]) / "summary.json").write_text(json.dumps(summary))
+    refused = command("compare", *runs, cwd=tmp_path)
+    assert "names no data set: '../model/mini'" in refused.stdout
+
+
 def test_scenes_of_different_seeds_are_not_compared(tmp_path):
     runs = [evaluated(tmp_path, *SMALL, "dataset.count=2", f"dataset.seed={seed}")["folder"] for seed in (2, 3)]
     ran = command("compare", *runs, cwd=tmp_path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -18,7 +18,7 @@ from diffseg.errors import UserError
 from diffseg.eval.metrics import agreement, paired_intervals
 from diffseg.eval.protocols import OneToOne
 from diffseg.eval.runs import Run, find_run
-from diffseg.eval.score import image_scores, read_counts
+from diffseg.eval.score import image_scores, read_counts, read_summary
 from diffseg.eval.show.report import example
 from diffseg.files import write
 
@@ -140,14 +140,17 @@ def table(both: pd.DataFrame, found: dict[str, dict]) -> Table:
     return shown
 
 
-def command(dataset_of: Callable[[Path], Dataset]) -> typer.Typer:
-    """The command line. dataset_of: a run's folder -> its data set."""
+def command(dataset_of: Callable[[Run, str, Sequence[str]], Dataset]) -> typer.Typer:
+    """The command line. dataset_of: (run, its data set's name, overrides) -> the data set."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
     @app.command()
     def run(
         run_a: Annotated[Path, typer.Argument(help="Folder of the run to compare with.")],
         run_b: Annotated[Path, typer.Argument(help="Folder of the run to judge.")],
+        data: Annotated[
+            list[str] | None, typer.Argument(help="Where the data is, for the pictures: dataset.root=DIR and such.")
+        ] = None,
         a: Annotated[str | None, typer.Option(help="Segmenter of RUN_A. (default: its first)")] = None,
         b: Annotated[str | None, typer.Option(help="Segmenter of RUN_B. (default: its first)")] = None,
         score_size: Annotated[int | None, typer.Option(help="Of runs scored at this size.")] = None,
@@ -173,7 +176,15 @@ def command(dataset_of: Callable[[Path], Dataset]) -> typer.Typer:
             console.print("no image changed")
             return
         path = out or run_b / "compare.png"
-        picture = sheet(dataset_of(run_b), shown, first, second)
+        name = read_summary(second.run)["dataset"]["name"]
+        try:
+            dataset = dataset_of(second.run, name, data or [])
+        except UserError as error:
+            if out or data:
+                raise
+            console.print(f"no pictures: {error}", highlight=False)
+            return
+        picture = sheet(dataset, shown, first, second)
         write(path, lambda file: picture.save(file, "PNG"))
         console.print(f"{len(changed)} images changed; the {len(shown)} that changed most: {path}", highlight=False)
 
