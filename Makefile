@@ -2,7 +2,7 @@ PYTHON ?= python3
 RUN = .venv/bin/python
 EVAL = .venv/bin/diffseg-eval
 
-.PHONY: help setup eval eval-coco eval-cityscapes check baselines ablations figures tables test test-quick data-coco data-cityscapes lint bench mini clean
+.PHONY: help evidence setup eval eval-coco eval-cityscapes check baselines ablations figures tables test test-quick data-coco data-cityscapes lint bench mini clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -44,6 +44,27 @@ figures: setup   ## results/figures: the method at a glance, the effect of R, a 
 
 tables: setup    ## results/tables: published beside measured, from your runs on disk (the project's own: results/evidence)
 	$(RUN) -m diffseg.eval.show.tables
+
+# What the project measured itself. A second call continues; after a change of the code, remove MEASURED first.
+MEASURED = results/runs/evidence
+MEASURE = $(EVAL) runs=$(MEASURED) run=$(MEASURED)
+PHOTO = dataset=coco_stuff27 dataset.root=$(PHOTOS) dataset.split=all
+evidence: setup  ## results/evidence, measured again (forty minutes on two cores); with real photos too: PHOTOS=a folder like data/coco
+	$(MEASURE)/scenes experiment=protocols dataset.count=200 +segmenter@segmenters.colour=colour
+	$(MEASURE)/baselines experiment=baselines
+	$(MEASURE)/baselines experiment=baselines score_size=320
+	$(MEASURE)/untrained model=mini_untrained dataset.count=24
+	for what in $(filter-out timestep,$(ABLATIONS)); do $(MEASURE)/$$what experiment=ablation_$$what dataset.count=24 || exit; done
+	$(EVAL) runs=$(MEASURED) experiment=ablation_timestep dataset.count=24
+	$(MEASURE)/granularity experiment=ablation_threshold 'protocol=[diffseg,majority,regions]'
+	$(if $(PHOTOS),$(MEASURE)/photos $(PHOTO) experiment=protocols +segmenter@segmenters.colour=colour)
+	$(if $(PHOTOS),$(MEASURE)/photos $(PHOTO) experiment=protocols +segmenter@segmenters.colour=colour score_size=320)
+	$(if $(PHOTOS),for what in threshold relative weights; do $(MEASURE)/photos-$$what $(PHOTO) experiment=ablation_$$what || exit; done)
+	$(RUN) -m diffseg.eval.show.tables --runs $(MEASURED) --out results/evidence
+	cd $(MEASURED) && $(abspath $(RUN)) -m diffseg.eval.show.figures curves sweeps/* $(filter-out timestep,$(ABLATIONS)) \
+		$(if $(PHOTOS),photos-threshold photos-relative photos-weights) --out $(CURDIR)/results/evidence
+	$(RUN) -m diffseg.eval.show.figures protocols $(MEASURED)/scenes --out docs/protocols.svg
+	$(RUN) -m diffseg.eval.show.figures granularity $(MEASURED)/granularity --out docs/granularity.svg
 
 test: setup      ## all tests (five to ten minutes, 8 GB of memory)
 	$(RUN) -m pytest
