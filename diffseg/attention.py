@@ -123,6 +123,7 @@ class Recorder(TorchFunctionMode):
         self._counts: dict[tuple[str, Size], int] = {}
         self._sizes: dict[str, Size] = {}  # of the tokens of each layer that was seen
         self._features: dict[str, Tensor] = {}
+        self._finite: dict[str, Tensor] = {}  # whether each layer's queries and keys are numbers
         self._hooks: list[Any] = []
 
     def __enter__(self) -> Recorder:
@@ -167,6 +168,8 @@ class Recorder(TorchFunctionMode):
             return
         if mask is not None:
             raise UserError(f"the attention of {layer} is masked, which is not supported")
+        # Looked at when the pass is over: asking now would make a GPU wait at every layer.
+        self._finite[layer] = query.isfinite().all() & key.isfinite().all()
         scale = query.shape[-1] ** -0.5 if scale is None else scale
         q, k = (x.transpose(1, 2).flatten(2) for x in (query[:, :, lie.queries], key))
         whole = slice(0, k.shape[1])
@@ -197,7 +200,7 @@ class Recorder(TorchFunctionMode):
 
         Raises:
             UserError: the network has attention layers that did not call `scaled_dot_product_attention`, or no
-                self-attention though it was asked for.
+                self-attention though it was asked for, or what it computes are no numbers.
         """
         unseen = [name for name in self._layers if name not in self._seen]
         network = type(self._network).__name__
@@ -209,6 +212,7 @@ class Recorder(TorchFunctionMode):
             )
         if self._needs.attention and not self._sums["image"]:
             raise UserError(f"{network} has no self-attention in transformer blocks: nothing to segment with")
+        self._check_finite(network)
         for kind, maps in self._sums.items():
             for size, total in maps.items():
                 total.div_(self._counts[kind, size])
@@ -216,6 +220,17 @@ class Recorder(TorchFunctionMode):
         seen = Observation(self._sums["image"], self._sums["text"], features)
         self._sums, self._features = {"image": {}, "text": {}}, {}
         return seen
+
+    def _check_finite(self, network: str) -> None:
+        """Refuses a pass whose numbers are none any more, naming the first layer that shows it."""
+        checks = self._finite | {name: values.isfinite().all() for name, values in self._features.items()}
+        if not checks or bool(torch.stack(list(checks.values())).all()):
+            return
+        layer = next(name for name, finite in checks.items() if not finite)
+        raise UserError(
+            f"{layer} of {network} computes NaN or infinite numbers: its weights are damaged, or overflow in half "
+            f"precision (then set dtype to float32)"
+        )
 
     def _grid(self, name: str, features: Tensor) -> Tensor:
         """Features [B, h*w, C] of a layer, or of what is around one, as [B, C, h, w]; of four axes as they are."""

@@ -6,12 +6,14 @@ import socket
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from diffseg import DiffSeg
 from diffseg.attention import Look, Needs
 from diffseg.backbones.base import EMBEDDED
 from diffseg.backbones.diffusion import DiffusionModel, _sd14
 from diffseg.devices import resolve_device
+from diffseg.errors import UserError
 from tests.models import UNETS, save_pipeline
 
 SELF, BOTH = Needs(attention=True), Needs(attention=True, cross=True)
@@ -137,6 +139,32 @@ def test_a_damaged_folder_is_named(folders, tmp_path, part):
         DiffSeg.from_pretrained(str(broken))
     assert str(broken) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_weights_that_lack_in_the_files_are_named(folders, tmp_path, part):
+    """Loading would leave them without values, or draw a text encoder's at random without a word."""
+    broken = shutil.copytree(folders["sd1"], tmp_path / "broken")
+    (file,) = (broken / part).glob("*.safetensors")
+    weights = load_file(file)
+    gone = [name for name in weights if name.endswith(("q_proj.weight", "to_q.weight"))][-1]
+    save_file({name: weight for name, weight in weights.items() if name != gone}, file)
+    with pytest.raises(UserError, match=rf"lacks 1 weights of its {part}, such as .*") as refused:
+        DiffSeg.from_pretrained(str(broken), device="cpu")
+    assert gone.endswith(str(refused.value).partition("such as ")[2].partition(":")[0])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e38])
+def test_weights_that_are_no_numbers_stop_the_pass_and_name_the_layer(folders, tmp_path, value):
+    broken = shutil.copytree(folders["sd1"], tmp_path / "broken")
+    (file,) = (broken / "unet").glob("*.safetensors")
+    weights = load_file(file)
+    layer = "mid_block.attentions.0.transformer_blocks.0.attn1"
+    weights[f"{layer}.to_q.weight"].fill_(value)
+    save_file(weights, file)
+    model = DiffusionModel.from_pretrained(str(broken), device="cpu")
+    with pytest.raises(UserError, match=rf"{layer} of UNet2DConditionModel computes NaN or infinite numbers"):
+        model.observe(torch.rand(1, 3, 64, 64), SELF, Look(300))
 
 
 def test_a_text_encoder_with_pickled_weights_alone_is_refused(folders, tmp_path):

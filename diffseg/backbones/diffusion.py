@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from diffseg.attention import Look, Size, Tokens, unet_layers, unet_tokens
@@ -77,7 +77,9 @@ class DiffusionModel(Backbone):
                 f"a Hugging Face hub id such as CompVis/stable-diffusion-v1-4, or a folder in diffusers' layout"
             )
         with quiet():  # diffusers believes that no CPU can do float16
-            pipeline = _load(name, source, revision, dtype).to(place)
+            pipeline = _load(name, source, revision, dtype)
+            _check_complete(name, Path(source), pipeline)
+            pipeline = pipeline.to(place)
         if dtype == torch.float16 and pipeline.vae.config.force_upcast:  # its activations overflow half precision
             pipeline.vae.to(torch.float32)
         _for_inference(pipeline)
@@ -251,6 +253,33 @@ def _check_folder(folder: Path) -> None:
                 f"{folder / part} has no .safetensors weights; pickled ones (.bin, .ckpt) are not loaded because they "
                 f"can run code: convert them with diffusers' save_pretrained(..., safe_serialization=True)"
             )
+
+
+def _check_complete(name: str, folder: Path, pipeline: DiffusionPipeline) -> None:
+    """Refuses a model whose files lack weights: loading leaves these without values, or draws them at random."""
+    for part, module in pipeline.components.items():
+        if not isinstance(module, nn.Module):
+            continue
+        lacking = [key for key, weight in module.named_parameters() if weight.is_meta]
+        if part.startswith("text_encoder") and (folder / part).is_dir():
+            lacking += _not_in_files(folder / part, module)
+        if lacking:
+            raise UserError(
+                f"the model {name!r} lacks {len(lacking)} weights of its {part}, such as {lacking[0]}: its files are "
+                f"incomplete or of another version; fetch it again"
+            )
+
+
+def _not_in_files(folder: Path, module: nn.Module) -> list[str]:
+    """The weights of a module that no safetensors file of the folder holds; prefixes of names may differ."""
+    stored: set[str] = set()
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as opened:
+            for key in opened.keys():  # noqa: SIM118, it is no dictionary
+                parts = key.split(".")
+                stored |= {".".join(parts[start:]) for start in range(3)}
+    names = [key for key, _ in module.named_parameters()]
+    return [key for key in names if not {key, key.partition(".")[2]} & stored]
 
 
 def _load(name: str, source: str, revision: str | None, dtype: torch.dtype) -> DiffusionPipeline:
