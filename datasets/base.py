@@ -41,14 +41,20 @@ class Dataset:
         return len(self.keys)
 
     def choose(self, count: int | None = None, keys: Sequence[str] | str | Path | None = None) -> None:
-        """Keeps a part of the images, and says so in `note`: the last step of a constructor.
+        """Checks what all data sets have, keeps a part of the images and says so in `note`: a constructor's last step.
 
         Args:
             count: the first so many. keys: these, in this order; or a text file with one on each line.
 
         Raises:
-            DataError: a count out of range, a key that the data set does not have, a file that is not there.
+            DataError: a size or count out of range, a class named twice, a key that the data set does not have, a file
+                that is not there.
         """
+        if type(self.size) is not int or not 8 <= self.size <= 8192:
+            raise DataError(f"size must be 8 to 8192 pixels a side, got {self.size!r}")
+        twice = next((name for name in self.classes if self.classes.count(name) > 1), None)
+        if twice is not None:
+            raise DataError(f"classes: {twice!r} is named more than once: every class needs a name of its own")
         whole = self.note or f"{len(self.keys):,} images"
         if keys is not None:
             wanted = _read_keys(keys)

@@ -11,7 +11,6 @@ The only module that knows Hydra.
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import json
 import os
@@ -41,7 +40,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 from rich.console import Console
 
 import diffseg
@@ -50,10 +49,12 @@ from diffseg.backbones.base import Backbone, recommended
 from diffseg.datasets.base import Dataset
 from diffseg.errors import UserError, did_you_mean
 from diffseg.eval.check import read_reference
-from diffseg.eval.evaluation import STAGES, Experiment, MovedError, Part, dataset_line, evaluate
+from diffseg.eval.evaluation import Experiment, MovedError, Part, dataset_line, evaluate
 from diffseg.eval.progress import say
 from diffseg.eval.runs import Masks, Run
+from diffseg.eval.schema import check_arguments, check_options
 from diffseg.eval.show import compare
+from diffseg.eval.show.published import published_rows
 from diffseg.eval.show.tables import list_command, markdown, sweep_rows, sweep_table
 from diffseg.files import write
 
@@ -77,13 +78,20 @@ def experiment_of(config: dict[str, Any], choices: Mapping[str, str]) -> Experim
     Raises:
         UserError, OSError: one sentence that says what is wrong and what to do.
     """
+    check_options(config)
+    if config["labels"] and not Path(config["labels"]).is_dir():
+        raise UserError(f"there is no folder {config['labels']} of label maps (labels=DIR)")
+    known = sorted({row["dataset"] for row in published_rows()})
+    if config["published"] not in (None, *known):
+        raise UserError(f"published must be one of {', '.join(known)}, or null; got {config['published']!r}")
+    if "check" in config["stages"] and not config["reference"]:
+        raise UserError("the stage check needs reference=NAME or a file")
     config = {**config, "segmenters": varied(config["segmenters"], config["vary"])}
-    _check_options(config)
     model = config["model"]
     return Experiment(
-        dataset=part(config["dataset"], choices["dataset"]),
-        segmenters={name: part(settings, name) for name, settings in config["segmenters"].items()},
-        protocols={name: part(settings, name) for name, settings in config["protocols"].items()},
+        dataset=part(config["dataset"], choices["dataset"], "dataset"),
+        segmenters={name: part(node, name, f"segmenters.{name}") for name, node in config["segmenters"].items()},
+        protocols={name: part(node, name, f"protocols.{name}") for name, node in config["protocols"].items()},
         model=None
         if config["labels"]
         else Part(
@@ -93,7 +101,7 @@ def experiment_of(config: dict[str, Any], choices: Mapping[str, str]) -> Experim
             modules_of(model),
         ),
         masks=Masks(Path(config["labels"]), config["labels_suffix"]) if config["labels"] else None,
-        tracker=make(config["tracker"]),
+        tracker=make(config["tracker"], "tracker"),
         look=Look(config["timestep"]),
         dtype=config["dtype"],
         stages=config["stages"],
@@ -112,43 +120,41 @@ def experiment_of(config: dict[str, Any], choices: Mapping[str, str]) -> Experim
     )
 
 
-def part(settings: dict[str, Any], name: str) -> Part:
+def part(settings: dict[str, Any], name: str, where: str) -> Part:
     """The object that a node of the configuration describes, with what describes it."""
-    return Part(make(settings), name, settings, modules_of(settings))
+    return Part(make(settings, where), name, settings, modules_of(settings))
 
 
-def make(settings: dict[str, Any], **arguments: Any) -> Any:
+def make(settings: dict[str, Any], where: str, **arguments: Any) -> Any:
     """The object that a node of the configuration describes.
+
+    Args:
+        where: the node is, for messages. arguments: beside those of the node.
 
     Raises:
         UserError: its class is not there, or does not take such arguments. What its constructor raises.
     """
-    target = settings.get("_target_")
-    _check_call(target, {**settings, **arguments})
+    made_by = _class_of(settings, where)
+    check_arguments(made_by, {key: v for key, v in (settings | arguments).items() if not key.startswith("_")}, where)
     try:
         return instantiate(settings, _convert_="all", **arguments)
     except InstantiationException as error:
         if error.__cause__ is None or isinstance(error.__cause__, ImportError):
-            raise UserError(f"{target}: {_first_line(error)}") from error
+            raise UserError(f"{where}: {_first_line(error)}") from error
         raise error.__cause__ from None  # the constructor's own error, with its traceback
 
 
-def _check_call(target: Any, settings: Mapping[str, Any]) -> None:
-    """Refuses a class that is not there and settings that it does not take, before they look like its own error."""
+def _class_of(settings: Mapping[str, Any], where: str) -> Any:
+    """What a node's _target_ names."""
+    target = settings.get("_target_")
     if not isinstance(target, str):
-        raise UserError(f"_target_ must name a class, got {target!r}")
+        raise UserError(f"{where} names no class: {where}._target_ must be one, such as mypackage.MyClass")
     try:
-        made_by = get_object(target)
+        return get_object(target)
     except Exception as error:  # importing somebody's module may raise anything; a bug in it must show
         if isinstance(error.__cause__ or error, ImportError | AttributeError | ValueError):
-            raise UserError(f"there is no {target} to import ({_first_line(error)})") from error
+            raise UserError(f"{where}: there is no {target} to import ({_first_line(error)})") from error
         raise
-    arguments = {key: value for key, value in settings.items() if not key.startswith("_")}
-    with suppress(ValueError):  # no signature to be had
-        try:
-            inspect.signature(made_by).bind(**arguments)
-        except TypeError as error:
-            raise UserError(f"{target}: {error}; it takes {inspect.signature(made_by)}") from None
 
 
 def _first_line(error: BaseException) -> str:
@@ -177,7 +183,7 @@ def model_name(settings: dict[str, Any], choice: str) -> str:
 
 @lru_cache(maxsize=1)  # the jobs of a sweep share it
 def _load_model(settings: str, device: str, dtype: str | None) -> Backbone:
-    return make(json.loads(settings), device=device, dtype=dtype)
+    return make(json.loads(settings), "model", device=device, dtype=dtype)
 
 
 def varied(segmenters: dict[str, Any], vary: dict[str, list[Any]] | None) -> dict[str, Any]:
@@ -222,29 +228,6 @@ def devices_of(device: str | list[str]) -> list[str]:
     if not devices or not all(isinstance(name, str) for name in devices):
         raise UserError(f"device must be auto, cpu, cuda, cuda:N, all, or a list of such, got {device!r}")
     return devices
-
-
-def _check_options(config: dict[str, Any]) -> None:
-    unknown = [s for s in config["stages"] if s not in STAGES]
-    if unknown or not config["stages"]:
-        raise UserError(f"stages must be some of {', '.join(STAGES)}; got {config['stages']}")
-    if config["on_error"] not in ("stop", "skip"):
-        raise UserError(f"on_error must be stop or skip, got {config['on_error']!r}")
-    if config["score_size"] is not None and (type(config["score_size"]) is not int or config["score_size"] < 1):
-        raise UserError(f"score_size must be a whole number of pixels, got {config['score_size']!r}")
-    for name, least in (("batch_size", 1), ("workers", 0)):
-        if type(config[name]) is not int or config[name] < least:
-            raise UserError(f"{name} must be a whole number, at least {least}; got {config[name]!r}")
-    if not config["labels"] and (type(config["timestep"]) is not int or not 0 <= config["timestep"] <= 999):
-        raise UserError(f"timestep must be a whole number, 0 to 999; got {config['timestep']!r}")
-    if not config["segmenters"]:
-        raise UserError("there is no segmenter: add one, such as segmenter@segmenters.diffseg=diffseg")
-    if not config["protocols"]:
-        raise UserError("there is no protocol to score with: name one, such as protocol=[diffseg]")
-    if "check" in config["stages"] and not config["reference"]:
-        raise UserError("the stage check needs reference=NAME or a file")
-    if config["labels"] and not Path(config["labels"]).is_dir():
-        raise UserError(f"there is no folder {config['labels']} of label maps (labels=DIR)")
 
 
 # --- Hydra ------------------------------------------------------------------------------------------------------------
@@ -300,7 +283,10 @@ def resolved(config: DictConfig) -> dict[str, Any]:
     absent = sorted(OmegaConf.missing_keys(config))
     if absent:
         raise UserError(f"{absent[0]} must be given: {absent[0]}=...")
-    return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+    try:
+        return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+    except InterpolationKeyError as error:
+        raise UserError(f"{error.full_key}: {_first_line(error)}; was it deleted, or never chosen?") from None
 
 
 @contextmanager
@@ -421,7 +407,7 @@ def dataset_of(run: Run, name: str, overrides: Sequence[str]) -> Dataset:
     if "???" in settings.values():
         absent = next(str(key) for key, value in settings.items() if value == "???")
         raise UserError(f"say where the data set {name} is: dataset.{absent}=...")
-    dataset = make({str(key): value for key, value in settings.items()})
+    dataset = make({str(key): value for key, value in settings.items()}, "dataset")
     if dataset.fingerprint() != run.identity["dataset"]["fingerprint"]:
         raise UserError(
             f"{dataset_line(name, dataset)}, is not the data that {run.folder} was made on: name it as for that run, "

@@ -19,6 +19,8 @@ from diffseg.methods.base import Segmenter, as_numpy
 from diffseg.observed import Batch, Observed
 from diffseg.segmentation import by_area, merge_batch, refine, to_labels
 
+_ITERATIONS = 3  # N, where nobody says
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -63,7 +65,7 @@ class Settings:
         thresholds = (
             tuple(threshold)
             if isinstance(threshold, Sequence)
-            else (threshold,) * (3 if iterations is None else iterations)
+            else (threshold,) * (_ITERATIONS if iterations is None else iterations)
         )
         if iterations is not None and iterations < 1:
             raise UserError(f"iterations must be at least 1, got {iterations}")
@@ -94,11 +96,12 @@ class Merging(Segmenter):
         refine: bool = False,
         relative: bool = False,
     ):
-        if not isinstance(threshold, int | float):
-            if isinstance(threshold, str) or not all(isinstance(t, int | float) for t in threshold):
-                raise UserError(f"threshold must be a number, or one for each iteration; got {threshold!r}")
-            threshold = list(threshold)
-            iterations = len(threshold) if len(threshold) > 1 else iterations
+        if isinstance(threshold, Sequence) and len(threshold) > 1:
+            if iterations not in (None, _ITERATIONS, len(threshold)):
+                raise UserError(
+                    f"{len(threshold)} thresholds and {iterations} iterations: give as many, or one threshold"
+                )
+            iterations = len(threshold)
         self.settings = Settings.make(threshold, iterations, weights, anchors=anchors, refine=refine)
         self.relative = relative
 
