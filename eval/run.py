@@ -280,10 +280,10 @@ def resolved(config: DictConfig) -> dict[str, Any]:
     Raises:
         UserError: something that must be given is not.
     """
-    absent = sorted(OmegaConf.missing_keys(config))
-    if absent:
-        raise UserError(f"{absent[0]} must be given: {absent[0]}=...")
     try:
+        absent = sorted(OmegaConf.missing_keys(config))
+        if absent:
+            raise UserError(f"{absent[0]} must be given: {absent[0]}=...")
         return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
     except InterpolationKeyError as error:
         raise UserError(f"{error.full_key}: {_first_line(error)}; was it deleted, or never chosen?") from None
