@@ -14,6 +14,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import json
+import logging
 import os
 import re
 import sys
@@ -62,6 +63,7 @@ CONFIG = "pkg://diffseg.conf"
 OmegaConf.register_new_resolver(
     "recommended", lambda name, key, default: recommended(name).get(key, default), replace=True
 )
+logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # what it would log is told as a sentence
 OmegaConf.register_new_resolver("cores", lambda most: min(most, os.cpu_count() or 1), replace=True)  # ${cores:8}
 
 
@@ -139,10 +141,11 @@ def _check_call(target: Any, settings: Mapping[str, Any]) -> None:
         raise UserError(f"_target_ must name a class, got {target!r}")
     try:
         made_by = get_object(target)
-    except Exception as error:  # importing somebody's module may raise anything; a bug in it must show
-        if isinstance(error.__cause__ or error, ImportError | AttributeError | ValueError):
-            raise UserError(f"there is no {target} to import ({_first_line(error)})") from error
-        raise
+    except (ImportError, ValueError) as error:  # Hydra's; its cause is what somebody's module raised, maybe a bug
+        reason = error.__cause__ or error
+        if isinstance(reason, ModuleNotFoundError) or _is_hydras(reason):
+            raise UserError(f"there is no {target} to import ({_first_line(reason)})") from error
+        raise reason from None
     arguments = {key: value for key, value in settings.items() if not key.startswith("_")}
     with suppress(ValueError):  # no signature to be had
         try:
