@@ -130,7 +130,8 @@ class CocoStuff27(Dataset):
         self.keys = sorted(photos)
         self.note = f"all {len(self.keys):,} images, not the paper's split"
         if split == "stuff27":
-            self.note, self.keys = "", self._split()
+            self.note = ""
+            self.keys = self._split()  # says in `note` if images of the split lack
         self.choose(count, keys)
 
     def file(self, key: str) -> Path:

@@ -147,11 +147,15 @@ def _check_call(target: Any, settings: Mapping[str, Any]) -> None:
             raise UserError(f"there is no {target} to import ({_first_line(reason)})") from error
         raise reason from None
     arguments = {key: value for key, value in settings.items() if not key.startswith("_")}
-    with suppress(ValueError):  # no signature to be had
-        try:
-            inspect.signature(made_by).bind(**arguments)
-        except TypeError as error:
-            raise UserError(f"{target}: {error}; it takes {inspect.signature(made_by)}") from None
+    try:
+        signature = inspect.signature(made_by)
+    except ValueError:  # there is none to be had
+        return
+    bind = signature.bind_partial if settings.get("_partial_") else signature.bind
+    try:
+        bind(*settings.get("_args_", ()), **arguments)
+    except TypeError as error:
+        raise UserError(f"{target}: {error}; it takes {signature}") from None
 
 
 def _first_line(error: BaseException) -> str:

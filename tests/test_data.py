@@ -171,7 +171,7 @@ def test_the_split_is_found_by_rule():
 def test_coco_labels_and_notes(coco):
     everything = CocoStuff27(coco, split="all")
     assert everything.keys == ["000000000001", "000000000002", "000000000003"]
-    assert everything.note == ""
+    assert everything.note == "all 3 images, not the paper's split"
     image, label = everything.image("000000000002"), everything.label("000000000002")
     assert image.shape == (3, 512, 512)
     assert set(np.unique(label)) == {CLASSES.index("animal-things"), CLASSES.index("plant-stuff")}

@@ -58,13 +58,12 @@ def write_report(run: Run, dataset: Dataset, summary: Summary, protocol: Protoco
     first = next(iter(images))
     best, worst = extremes(images[first])
     ablation = ablation_in(summary)
-    facts = summary["dataset"]
     page = _template().render(
         run=run,
         summary=summary,
         labels=run.masks.folder if run.masks else None,
         told={found["told"] for found in summary["segmenters"].values() if found["told"]},
-        published=published().get(facts["published"], {}) if facts["published"] and not facts["note"] else {},
+        published=published().get(summary["dataset"]["published"] or "", {}) if is_whole(summary) else {},
         ablation=ablation,
         curve=_curve(ablation) if ablation else "",
         classes=class_rows(summary, images),
@@ -83,6 +82,11 @@ def write_report(run: Run, dataset: Dataset, summary: Summary, protocol: Protoco
     )
     write(run.report, page)
     return run.report
+
+
+def is_whole(summary: Summary) -> bool:
+    """Whether it is of exactly the images that published numbers are of: no part of them, none left out."""
+    return not summary["dataset"]["note"] and not summary["skipped"]
 
 
 def _curve(ablation: Ablation) -> str:
