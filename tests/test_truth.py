@@ -200,7 +200,8 @@ def test_changed_metrics_give_new_numbers_of_old_predictions(fresh, package, edi
 
 
 def reference(tmp_path, **expected):
-    rows = [{"segmenter": "whole", "metric": m, "value": v, "tolerance": 1e-6} for m, v in expected.items()]
+    tolerance = "1e-6"  # YAML takes this for text
+    rows = [{"segmenter": "whole", "metric": m, "value": v, "tolerance": tolerance} for m, v in expected.items()]
     path = tmp_path / "expected.yaml"
     path.write_text(yaml.safe_dump({"run": {"dataset": "scenes", "images": 3}, "expected": rows}))
     return f"reference={path}"
@@ -287,28 +288,26 @@ def test_numbers_of_the_version_before_are_made_anew_or_refused(photos, capfd):
         compare.side(run.folder, None)
 
 
-def test_a_photo_that_was_mended_counts_again(photos):
-    """Left out while it was damaged, with its reason on record; predicted again, it is an image as any other."""
-    whole, photo = on(photos, "on_error=skip"), photos / "p1.png"
-    folder, content = Path(whole["folder"]), photo.read_bytes()
-    for path in folder.rglob("labels/*.png"):
-        path.unlink()
-    photo.write_bytes(content[:2000])
-    damaged = on(photos, "on_error=skip", f"run={photos.parent / 'mine'}")
-    assert (damaged["images"], list(damaged["skipped"])) == (2, ["p1"])
-    photo.write_bytes(content)
-    run = Path(damaged["folder"])
+def test_what_was_left_out_counts_again_once_it_is_mended(photos):
+    whole = on(photos, "on_error=skip")
+    assert (whole["images"], whole["skipped"]) == (3, {})
+    folder, label = Path(whole["folder"]), photos / "p1.label.png"
+    content = label.read_bytes()
+    label.write_bytes(content[:2000])
+    without = on(photos, "on_error=skip")
+    assert (without["folder"], without["images"], list(without["skipped"])) == (str(folder), 2, ["p1"])
+    label.write_bytes(content)
+    assert on(photos, "on_error=skip") == whole
+
     (folder / "errors").mkdir()
-    shutil.copy(
-        run / "errors" / "p1.txt", folder / "errors" / "p1.txt"
-    )  # as when it was damaged on its way to the model
-    assert on(photos, "on_error=skip") == whole
-    assert not (folder / "errors" / "p1.txt").exists()
+    (folder / "errors" / "p1.txt").write_text("p1.png could not be read")
     for path in folder.rglob("labels/*.png"):
         path.unlink()
+    on(photos, "on_error=skip", "shard=[0,2]", "stages=[predict]")  # p0 and p2
+    without = on(photos, "on_error=skip", "stages=[score,report]")
+    assert (without["images"], without["skipped"]) == (2, {"p1": "p1.png could not be read"})
     assert on(photos, "on_error=skip") == whole
-    assert whole["skipped"] == {}
-    assert whole["images"] == 3
+    assert not list((folder / "errors").iterdir())
 
 
 # --- identity ---------------------------------------------------------------------------------------------------------
@@ -319,8 +318,8 @@ UNRELATED = [
     "diffseg/cli.py", "diffseg/semantic.py", "diffseg/captions.py", "diffseg/__init__.py",
 ]  # fmt: skip
 RELATED = [
-    "diffseg/methods/merging.py", "diffseg/methods/base.py", "diffseg/segmentation.py", "datasets/scenery/things.py",
-    "datasets/scenes.py", "datasets/transforms.py", "eval/predict.py", "diffseg/backbones/diffusion.py",
+    "diffseg/methods/merging.py", "diffseg/segmentation.py", "diffseg/backbones/diffusion.py", "datasets/scenes.py",
+    "datasets/scenery/things.py", "eval/predict.py",
 ]  # fmt: skip
 
 
@@ -519,7 +518,9 @@ def test_only_what_nobody_writes_is_removed(tmp_path, monkeypatch):
 
 
 def test_a_file_is_written_whole_or_left_as_it_was(tmp_path):
-    path = tmp_path / ("k" * 236 + ".png")
+    files.write(tmp_path / ("k" * 236 + ".png"), "of 240 characters")
+    (tmp_path / ("k" * 236 + ".png")).unlink()
+    path = tmp_path / ("k" * 251 + ".png")  # as long as a name may be
     files.write(path, "first")
     assert path.read_text() == "first"
 
