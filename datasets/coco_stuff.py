@@ -131,7 +131,7 @@ class CocoStuff27(Dataset):
         self.note = f"all {len(self.keys):,} images, not the paper's split"
         if split == "stuff27":
             self.note = ""
-            self.keys = self._split()
+            self.keys = self._split()  # says in `note` if images of the split lack
         self.choose(count, keys)
 
     def file(self, key: str) -> Path:

@@ -75,8 +75,8 @@ class Scenes(Dataset):
     def __init__(
         self, count: int = 64, seed: int = TEST_SEED, size: int = 512, keys: Sequence[str] | str | None = None
     ):
-        if count < 1:
-            raise DataError(f"count must be at least 1 scene, got {count}")
+        if type(count) is not int or count < 1:
+            raise DataError(f"count must be at least 1 scene, got {count!r}")
         self.seed, self.size, self.keys = seed, size, [f"{i:06d}" for i in range(count)]
         self.choose(keys=keys)
         self._latest: tuple[str, Scene] | None = None

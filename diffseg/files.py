@@ -36,8 +36,10 @@ def write(path: Path, content: str | bytes | Callable[[BinaryIO], object]) -> No
                 file.write(content.encode() if isinstance(content, str) else content)
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise OSError(f"cannot write {path} ({error.strerror or error}); what is finished is kept") from None
+    finally:  # also of what `content` raises
+        with suppress(OSError):
+            partial.unlink()
 
 
 def _machine() -> str:

@@ -65,6 +65,7 @@ def check(summary: Summary, reference: Reference) -> pd.DataFrame:
             raise UserError(f"the reference is for {key} = {value}, the run is of {facts.get(key)}: nothing to compare")
     rows = []
     for row in reference["expected"]:
+        expected, tolerance = float(row["value"]), float(row["tolerance"])  # YAML reads 1e-3 as text
         try:
             scores = summary["protocols"][row.get("protocol", summary["protocol"])]
             found = float(scores[row["segmenter"]][row["metric"]])
@@ -74,10 +75,10 @@ def check(summary: Summary, reference: Reference) -> pd.DataFrame:
             {
                 "segmenter": row["segmenter"],
                 "metric": row["metric"],
-                "expected": row["value"],
-                "tolerance": row["tolerance"],
+                "expected": expected,
+                "tolerance": tolerance,
                 "found": found,
-                "ok": abs(found - row["value"]) <= row["tolerance"],
+                "ok": abs(found - expected) <= tolerance,
             }
         )
     return pd.DataFrame(rows)

@@ -131,6 +131,8 @@ def evaluate(experiment: Experiment) -> dict[str, Any]:
     if "score" in experiment.stages and _can_score(experiment, run):
         summary = _score(experiment, run)
         experiment.tracker.track(run, experiment.record, summary, dataset)
+    elif experiment.reference is not None:  # a check believes no number on disk
+        summary = _score(experiment, run)
 
     if "report" in experiment.stages and (summary or run.summary.exists()):
         summary = summary or read_summary(run)
@@ -142,8 +144,8 @@ def evaluate(experiment: Experiment) -> dict[str, Any]:
             console.print(worth_table(summary).for_terminal())
         say(f"report: {write_report(run, dataset, summary, next(iter(experiment.protocols.values())).made)}")
 
-    if experiment.reference is not None:
-        _check(summary or _score(experiment, run), experiment.reference)
+    if summary and experiment.reference is not None:
+        _check(summary, experiment.reference)
     return {**summary, "folder": str(run.folder)} if summary else {}
 
 
@@ -187,6 +189,8 @@ def open_folder(experiment: Experiment) -> Run:
     identity = identity_of(experiment)
     data = experiment.dataset
     source = experiment.model.name if experiment.model else "labels"
+    if experiment.model and Path(source).is_dir():  # what it is called, not where it lies
+        source = Path(source).resolve().name
     parts = (data.name, str(len(data.made)), source)
     methods = [] if experiment.masks else experiment.segmenters
     folder = experiment.folder or experiment.runs / folder_name(parts, methods, identity)
@@ -336,7 +340,8 @@ def _score(experiment: Experiment, run: Run) -> Summary:
     hashes = {name: counted_with(experiment, run, name) for name in run.segmenters}
     protocols = experiment.protocols
     rules = {name: [part.settings, part.made.version, part.code] for name, part in protocols.items()}
-    scored_with = digest([hashes, list(protocols), rules, facts_of(experiment)])
+    code = source_hash([__name__], follow=False)
+    scored_with = digest([hashes, list(protocols), rules, facts_of(experiment), code])
     if experiment.reference is None and run.summary.exists():
         try:
             before = read_summary(run)

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset as TorchDataset
 from diffseg.attention import Look, Needs, Observation
 from diffseg.backbones.base import Backbone
 from diffseg.datasets.base import DataError, Dataset
+from diffseg.errors import UserError
 from diffseg.eval.progress import track
 from diffseg.eval.runs import Run
 from diffseg.eval.workers import loader
@@ -61,7 +62,7 @@ class _Loader(TorchDataset):
             truth = self.dataset.label(key) if self.truth else None
             # Arrays: a tensor would take a file handle on its way from process to process.
             return Loaded(key, {size: self.dataset.image(key, size).numpy() for size in self.sizes}, truth)
-        except DataError as error:
+        except (UserError, OSError) as error:
             return Loaded(key, error=str(error))
 
 

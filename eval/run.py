@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import os
 import re
 import sys
@@ -63,6 +64,7 @@ CONFIG = "pkg://diffseg.conf"
 OmegaConf.register_new_resolver(
     "recommended", lambda name, key, default: recommended(name).get(key, default), replace=True
 )
+logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # what it would log is told as a sentence
 OmegaConf.register_new_resolver("cores", lambda most: min(most, os.cpu_count() or 1), replace=True)  # ${cores:8}
 
 
@@ -151,10 +153,11 @@ def _class_of(settings: Mapping[str, Any], where: str) -> Any:
         raise UserError(f"{where} names no class: {where}._target_ must be one, such as mypackage.MyClass")
     try:
         return get_object(target)
-    except Exception as error:  # importing somebody's module may raise anything; a bug in it must show
-        if isinstance(error.__cause__ or error, ImportError | AttributeError | ValueError):
-            raise UserError(f"{where}: there is no {target} to import ({_first_line(error)})") from error
-        raise
+    except (ImportError, ValueError) as error:  # Hydra's; its cause is what somebody's module raised, maybe a bug
+        reason = error.__cause__ or error
+        if isinstance(reason, ModuleNotFoundError) or _is_hydras(reason):
+            raise UserError(f"{where}: there is no {target} to import ({_first_line(reason)})") from error
+        raise reason from None
 
 
 def _first_line(error: BaseException) -> str:

@@ -167,7 +167,7 @@ class _Counter(TorchDataset):
             raw = self.dataset.raw_label(key)
             self.dataset.check_size(key, raw.shape)
             truth = resize_label(raw, self.size or self.dataset.size)
-        except DataError as error:
+        except (UserError, OSError) as error:
             return Counted(key, errors=(str(error),))
         tables, errors, cropped = {}, [], False
         for name in self.segmenters:
@@ -178,7 +178,7 @@ class _Counter(TorchDataset):
                     labels = resize_label(labels, self.size)
                 tables[name] = count(truth, labels, len(self.dataset.classes), self.boundaries)
                 cropped |= stored.shape[0] != stored.shape[1]
-            except DataError as error:
+            except (DataError, OSError) as error:
                 errors.append(str(error))
             except UserError as error:
                 errors.append(f"{self.path(name, key)}: {error}")

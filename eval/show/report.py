@@ -59,14 +59,14 @@ def write_report(run: Run, dataset: Dataset, summary: Summary, protocol: Protoco
     first = next(iter(images))
     best, worst = extremes(images[first])
     ablation = ablation_in(summary)
-    facts = summary["dataset"]
+    beside = published_beside(summary["dataset"]["published"], summary["protocol"], summary["size"])
     worth = len(summary["protocols"]) > 1 and not summary["granularity"]
     page = _template().render(
         run=run,
         summary=summary,
         labels=run.masks.folder if run.masks else None,
         told={found["told"] for found in summary["segmenters"].values() if found["told"]},
-        published=[] if facts["note"] else published_beside(facts["published"], summary["protocol"], summary["size"]),
+        published=beside if is_whole(summary) else [],
         sources=SOURCES,
         ablation=ablation,
         curve=_drawn("curves", ablation) if ablation else "",
@@ -90,6 +90,11 @@ def write_report(run: Run, dataset: Dataset, summary: Summary, protocol: Protoco
     )
     write(run.report, page)
     return run.report
+
+
+def is_whole(summary: Summary) -> bool:
+    """Whether it is of exactly the images that published numbers are of: no part of them, none left out."""
+    return not summary["dataset"]["note"] and not summary["skipped"]
 
 
 def _drawn(figure: str, data: Any) -> str:
