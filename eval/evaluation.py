@@ -358,6 +358,9 @@ def _score(experiment: Experiment, run: Run) -> Summary:
         }
         for rule, part in protocols.items()
     }
+    headlines = {
+        rule: headline_of(part.made, next(iter(scores[rule].values()))["interval"]) for rule, part in protocols.items()
+    }
     summary = {
         "run": run.name,
         "scored_with": scored_with,
@@ -379,8 +382,8 @@ def _score(experiment: Experiment, run: Run) -> Summary:
             for name, images in counts.images.items()
         },
         "protocols": scores,
-        "headlines": {rule: part.made.headline for rule, part in protocols.items()},
-        "granularity": _granularity(experiment, counts),
+        "headlines": headlines,
+        "granularity": _granularity(experiment, counts, headlines),
     }
     whole: Summary = json.loads(json.dumps(_without_nan(summary)))
     write(run.summary, json.dumps(whole, indent=1) + "\n")
@@ -390,7 +393,12 @@ def _score(experiment: Experiment, run: Run) -> Summary:
     return whole
 
 
-def _granularity(experiment: Experiment, counts: Counts) -> dict[str, Granularity]:
+def headline_of(protocol: Protocol, metrics: Mapping[str, Any]) -> str:
+    """The metric that stands for a protocol: the one it names, or the first of those it has."""
+    return protocol.headline if protocol.headline in metrics else next(iter(metrics))
+
+
+def _granularity(experiment: Experiment, counts: Counts, headlines: Mapping[str, str]) -> dict[str, Granularity]:
     """The curves over the number of segments, by protocol; {} where only one setting of a method was tried."""
     kinds = {name: part.settings["_target_"] for name, part in experiment.segmenters.items()}
     tried = [name for name in counts.images if name in kinds and kinds[name] == next(iter(kinds.values()))]
@@ -401,7 +409,7 @@ def _granularity(experiment: Experiment, counts: Counts) -> dict[str, Granularit
     curves = {}
     for rule, part in experiment.protocols.items():
         hists = [counts_for(counts.images[name], part.made) for name in tried]
-        curves[rule] = granularity(tried, hists, segments, part.made, part.made.headline, background)
+        curves[rule] = granularity(tried, hists, segments, part.made, headlines[rule], background)
     return curves
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -111,6 +112,7 @@ def predict(
             good = [image for image in images if not image.error]
             for name, labels in _segmented(backbone, look, good, segmenters):
                 for image, image_labels in zip(good, labels, strict=True):
+                    _check_labels(name, image.key, image_labels, dataset.size)
                     writing.append(writer.submit(_write_map, run.map(name, image.key), image_labels))
             done += len(good)
             for image in images:
@@ -152,6 +154,19 @@ def segment(segmenter: Segmenter | Oracle, batch: Batch, truths: Sequence[np.nda
         told = [truth for truth in truths if truth is not None]
         return [segmenter.segment(image, truth) for image, truth in zip(batch, told, strict=True)]
     return segmenter.segment_batch(batch)
+
+
+def _check_labels(name: str, key: str, labels: Any, size: int) -> None:
+    """Refuses what is no label map, before hours of it are written."""
+    is_map = isinstance(labels, np.ndarray) and labels.shape == (size, size) and labels.dtype.kind in "iub"
+    if is_map and labels.min() >= 0:
+        return
+    kind = f"{labels.dtype} {list(labels.shape)}" if hasattr(labels, "dtype") else ""
+    least = f", at least {labels.min()}" if is_map else ""
+    raise UserError(
+        f"segmenters.{name}: of the image {key} it gives a {type(labels).__name__} {kind}{least}; a label map is a "
+        f"numpy array [{size}, {size}] of whole numbers from 0"
+    )
 
 
 def _write_map(path: Path, labels: np.ndarray) -> None:

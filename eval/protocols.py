@@ -22,7 +22,7 @@ from diffseg.eval.regions import NAMES, region_scores
 class Protocol(ABC):
     """One way of scoring. Fractions 0..1 unless a class says otherwise; NaN where there is nothing to score."""
 
-    version: ClassVar[int]  # goes into the hash of scores: to be raised when the definition changes
+    version: ClassVar[int] = 1  # goes into the hash of scores: to be raised when the definition changes
     counts: ClassVar[str] = "pixels"  # what it reads of each image: this table, or "boundaries"
     headline: ClassVar[str] = "miou"  # the metric that stands for it where there is room for one; large is good
     bounds: ClassVar[Mapping[str, tuple[float, float]]] = {}  # of metrics that are not between 0 and 1

@@ -11,6 +11,7 @@ The only module that knows Hydra.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import json
 import logging
@@ -18,6 +19,7 @@ import os
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
@@ -52,20 +54,24 @@ from diffseg.errors import UserError, did_you_mean
 from diffseg.eval.check import read_reference
 from diffseg.eval.evaluation import Experiment, MovedError, Part, dataset_line, evaluate
 from diffseg.eval.progress import say
+from diffseg.eval.protocols import Protocol
 from diffseg.eval.runs import Masks, Run
 from diffseg.eval.schema import check_arguments, check_options
 from diffseg.eval.show import compare
 from diffseg.eval.show.published import published_rows
 from diffseg.eval.show.tables import list_command, markdown, sweep_rows, sweep_table
+from diffseg.eval.show.tracker import Tracker
 from diffseg.files import write
+from diffseg.methods.base import Oracle, Segmenter
 
 CONFIG = "pkg://diffseg.conf"
+_WITH_VALUE = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p")  # options
 
 OmegaConf.register_new_resolver(
-    "recommended", lambda name, key, default: recommended(name).get(key, default), replace=True
+    "recommended", lambda name, key, default: (recommended(name) if name else {}).get(key, default), replace=True
 )
-logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # what it would log is told as a sentence
 OmegaConf.register_new_resolver("cores", lambda most: min(most, os.cpu_count() or 1), replace=True)  # ${cores:8}
+logging.getLogger("hydra.utils").disabled = True  # of a class that is not there, it logs the error that is told here
 
 
 # --- configuration -> objects -----------------------------------------------------------------------------------------
@@ -89,21 +95,18 @@ def experiment_of(config: dict[str, Any], choices: Mapping[str, str]) -> Experim
     if "check" in config["stages"] and not config["reference"]:
         raise UserError("the stage check needs reference=NAME or a file")
     config = {**config, "segmenters": varied(config["segmenters"], config["vary"])}
-    model = config["model"]
     return Experiment(
-        dataset=part(config["dataset"], choices["dataset"], "dataset"),
-        segmenters={name: part(node, name, f"segmenters.{name}") for name, node in config["segmenters"].items()},
-        protocols={name: part(node, name, f"protocols.{name}") for name, node in config["protocols"].items()},
-        model=None
-        if config["labels"]
-        else Part(
-            partial(_load_model, json.dumps(model), dtype=config["dtype"]),
-            model_name(model, choices["model"]),
-            model,
-            modules_of(model),
-        ),
+        dataset=_dataset(config["dataset"], choices["dataset"]),
+        segmenters={
+            name: part(settings, name, f"segmenters.{name}", Segmenter, Oracle)
+            for name, settings in config["segmenters"].items()
+        },
+        protocols={
+            name: part(settings, name, f"protocols.{name}", Protocol) for name, settings in config["protocols"].items()
+        },
+        model=None if config["labels"] else _model(config["model"], choices["model"], config["dtype"]),
         masks=Masks(Path(config["labels"]), config["labels_suffix"]) if config["labels"] else None,
-        tracker=make(config["tracker"], "tracker"),
+        tracker=make(config["tracker"], "tracker", Tracker),
         look=Look(config["timestep"]),
         dtype=config["dtype"],
         stages=config["stages"],
@@ -122,42 +125,79 @@ def experiment_of(config: dict[str, Any], choices: Mapping[str, str]) -> Experim
     )
 
 
-def part(settings: dict[str, Any], name: str, where: str) -> Part:
+def part(settings: Any, name: str, node: str, *kinds: type) -> Part:
     """The object that a node of the configuration describes, with what describes it."""
-    return Part(make(settings, where), name, settings, modules_of(settings))
+    return Part(make(settings, node, *kinds), name, settings, modules_of(settings))
 
 
-def make(settings: dict[str, Any], where: str, **arguments: Any) -> Any:
+def _dataset(settings: Any, name: str) -> Part:
+    dataset = part(settings, name, "dataset", Dataset)
+    if not getattr(dataset.made, "keys", None):
+        raise UserError(f"dataset: {settings['_target_']} has no images: its constructor must set keys, and not to []")
+    return dataset
+
+
+def _model(settings: Any, choice: str, dtype: str | None) -> Part:
+    """The model, which is loaded when it is needed."""
+    _check_call(settings, "model", {"device": "auto", "dtype": None})
+    load = partial(_load_model, json.dumps(settings), dtype=dtype)
+    return Part(load, model_name(settings, choice), settings, modules_of(settings))
+
+
+def make(settings: Any, node: str, *kinds: type, **arguments: Any) -> Any:
     """The object that a node of the configuration describes.
 
     Args:
-        where: the node is, for messages. arguments: beside those of the node.
+        node: the node's name, for messages. kinds: what the object must be one of. arguments: more than the settings.
 
     Raises:
-        UserError: its class is not there, or does not take such arguments. What its constructor raises.
+        UserError: its class is not there, of another kind, or does not take such arguments. What its constructor
+            raises.
     """
-    made_by = _class_of(settings, where)
-    check_arguments(made_by, {key: v for key, v in (settings | arguments).items() if not key.startswith("_")}, where)
+    _check_call(settings, node, arguments)
+    target = settings["_target_"]
     try:
-        return instantiate(settings, _convert_="all", **arguments)
+        instance = instantiate(settings, _convert_="all", **arguments)
     except InstantiationException as error:
         if error.__cause__ is None or isinstance(error.__cause__, ImportError):
-            raise UserError(f"{where}: {_first_line(error)}") from error
+            raise UserError(f"{node}: {target}: {_first_line(error)}") from error
         raise error.__cause__ from None  # the constructor's own error, with its traceback
+    if kinds and not isinstance(instance, kinds):
+        names = " or ".join(f"{kind.__module__}.{kind.__name__}" for kind in kinds)
+        raise UserError(f"{node}: {target} gives a {type(instance).__name__}, which is no subclass of {names}")
+    return instance
 
 
-def _class_of(settings: Mapping[str, Any], where: str) -> Any:
-    """What a node's _target_ names."""
-    target = settings.get("_target_")
+def _check_call(settings: Any, node: str, more: Mapping[str, Any]) -> None:
+    """Refuses a class that is not there and settings that it does not take, before they look like its own error."""
+    target = settings.get("_target_") if isinstance(settings, dict) else None
     if not isinstance(target, str):
-        raise UserError(f"{where} names no class: {where}._target_ must be one, such as mypackage.MyClass")
+        raise UserError(f"{node} names no class: it needs _target_, as in {node}._target_=mypkg.Mine; got {settings!r}")
+    made_by = _imported(target, node)
+    lacking = sorted(getattr(made_by, "__abstractmethods__", ()))
+    if lacking:
+        raise UserError(f"{node}: the class {target} must have {' and '.join(lacking)}, too")
+    arguments = {key: value for key, value in {**settings, **more}.items() if not key.startswith("_")}
+    check_arguments(made_by, arguments, node)
+
+
+def _imported(target: str, node: str) -> Any:
+    """The class or function of this name. Importing somebody's module may raise anything; a bug in it must show."""
     try:
         return get_object(target)
     except (ImportError, ValueError) as error:  # Hydra's; its cause is what somebody's module raised, maybe a bug
-        reason = error.__cause__ or error
-        if isinstance(reason, ModuleNotFoundError) or _is_hydras(reason):
-            raise UserError(f"{where}: there is no {target} to import ({_first_line(reason)})") from error
-        raise reason from None
+        cause = error.__cause__ or error
+        if not isinstance(cause, ModuleNotFoundError) and not _is_hydras(cause):
+            raise cause from None
+        module, _, name = target.rpartition(".")
+        if module in sys.modules and getattr(cause, "name", None) in (name, target):
+            near = did_you_mean(name, dir(sys.modules[module]))
+            raise UserError(f"{node}: {sys.modules[module].__file__} has no {name}{near}") from error
+        text = f"{node}: there is no {target} to import ({_first_line(cause)})"
+        if isinstance(cause, ModuleNotFoundError) and cause.name == target.partition(".")[0]:
+            here = f"in the current folder {Path.cwd()}, " if _is_on_path(Path.cwd()) else ""
+            text += f": looked {here}on PYTHONPATH and among the installed packages of {sys.prefix}"
+        raise UserError(text) from error
 
 
 def _first_line(error: BaseException) -> str:
@@ -173,7 +213,10 @@ def modules_of(settings: Any) -> tuple[str, ...]:
         if isinstance(node, dict):
             nodes += node.values()
             if isinstance(node.get("_target_"), str):
-                modules[get_object(node["_target_"]).__module__] = None
+                made_by = get_object(node["_target_"])
+                modules[made_by.__module__] = None
+                if inspect.isclass(getattr(made_by, "__self__", None)):  # a class method may be a parent's
+                    modules[made_by.__self__.__module__] = None
         elif isinstance(node, list):
             nodes += node
     return tuple(modules)
@@ -181,12 +224,12 @@ def modules_of(settings: Any) -> tuple[str, ...]:
 
 def model_name(settings: dict[str, Any], choice: str) -> str:
     """What results call the model: its id or folder; a control by its own name, never by the trained model's."""
-    return settings["name"] if settings["_target_"].endswith(".from_pretrained") else choice
+    return settings.get("name", choice) if settings["_target_"].endswith(".from_pretrained") else choice
 
 
 @lru_cache(maxsize=1)  # the jobs of a sweep share it
 def _load_model(settings: str, device: str, dtype: str | None) -> Backbone:
-    return make(json.loads(settings), "model", device=device, dtype=dtype)
+    return make(json.loads(settings), "model", Backbone, device=device, dtype=dtype)
 
 
 def varied(segmenters: dict[str, Any], vary: dict[str, list[Any]] | None) -> dict[str, Any]:
@@ -283,6 +326,11 @@ def resolved(config: DictConfig) -> dict[str, Any]:
     Raises:
         UserError: something that must be given is not.
     """
+    if "protocol" in config:
+        raise UserError(
+            "a protocol that an experiment or a sweep chooses must say where it belongs: begin its file in "
+            "conf/protocol with the line '# @package protocols.NAME'"
+        )
     try:
         absent = sorted(OmegaConf.missing_keys(config))
         if absent:
@@ -303,6 +351,11 @@ def _told(arguments: Sequence[str] = ()) -> Iterator[None]:
     except MovedError as error:
         say(f"diffseg-eval: {error}")
         sys.exit(1)
+    except UserWarning as error:  # of Hydra, which `main` makes an error
+        path = re.search("path=(.*) is not available", str(error))
+        place = path[1] if path else error
+        say(f"diffseg-eval: hydra.searchpath: {place} is no folder, and no package with an __init__.py")
+        sys.exit(2)
     except InstantiationException:  # a class that the configuration names failed: with its traceback
         raise
     except (HydraException, OmegaConfBaseException) as error:  # some of them are OSErrors, too
@@ -343,6 +396,11 @@ def hydra_sentence(error: BaseException, arguments: Sequence[str]) -> str:
         unknown = re.search(r"(?:override|delete|group|config\.) '([^']+)'", str(error))
         if unknown:
             key = unknown.group(1)
+            if key == "segmenter":
+                return (
+                    "segmenter: a run may have several, so say which: +segmenter@segmenters.NAME=NAME adds one, "
+                    "segmenter@segmenters.diffseg=NAME puts it in diffseg's place"
+                )
             text = next((a for a in arguments if a.lstrip("+~").partition("=")[0].partition("@")[0] == key), key)
             return f"{text}: there is no setting {key}{did_you_mean(key, known_names(arguments))}"
     return " ".join(lines).removesuffix(".")
@@ -410,7 +468,7 @@ def dataset_of(run: Run, name: str, overrides: Sequence[str]) -> Dataset:
     if "???" in settings.values():
         absent = next(str(key) for key, value in settings.items() if value == "???")
         raise UserError(f"say where the data set {name} is: dataset.{absent}=...")
-    dataset = make({str(key): value for key, value in settings.items()}, "dataset")
+    dataset = make({str(key): value for key, value in settings.items()}, "dataset", Dataset)
     if dataset.fingerprint() != run.identity["dataset"]["fingerprint"]:
         raise UserError(
             f"{dataset_line(name, dataset)}, is not the data that {run.folder} was made on: name it as for that run, "
@@ -426,9 +484,35 @@ def _plain(value: Any) -> bool:
     return value is None or isinstance(value, str | int | float)
 
 
+def hydras(arguments: Sequence[str]) -> list[str]:
+    """A command line as Hydra can read it.
+
+    Hydra wants all overrides in a row; here they may stand on both sides of an option, as in `dataset.count=2
+    --config-dir conf model=mine`. And Hydra lays the files of protocol=[a,b] on top of each other unless each begins
+    with its package; here each becomes protocols.NAME, in this order.
+    """
+    options: list[str] = []
+    overrides: list[str] = []
+    for before, text in zip(["", *arguments], arguments, strict=False):
+        is_override = not text.startswith("-") and ("=" in text or text[:1] in ("+", "~"))
+        (overrides if is_override and before not in _WITH_VALUE else options).append(text)
+    placed = []
+    for text in overrides:
+        chosen = re.fullmatch(r"protocol=(?:\[([\w, -]+)\]|(\w+))", text)
+        names = [name.strip() for name in (chosen[1] or chosen[2]).split(",")] if chosen else []
+        placed += ["protocol=[]", *(f"+protocol@protocols.{name}={name}" for name in names)] if chosen else [text]
+    return [*options, *placed]
+
+
+def _is_on_path(folder: Path) -> bool:
+    return any(Path(entry).resolve() == folder.resolve() for entry in sys.path)
+
+
 def main() -> None:
     """The command `diffseg-eval`, with `diffseg-eval compare` and `diffseg-eval list`."""
     arguments = sys.argv[1:]
+    if not (sys.flags.safe_path or _is_on_path(Path.cwd())):
+        sys.path.append(str(Path.cwd()))  # classes of the user's own; at the end, where they hide nothing
     if arguments[:1] == ["--version"]:
         print(f"diffseg-eval {diffseg.__version__}")
         return
@@ -437,6 +521,8 @@ def main() -> None:
         with _told():
             commands[arguments[0]]()(arguments[1:], f"diffseg-eval {arguments[0]}", standalone_mode=True)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of ending the program: they are told here
+    warnings.filterwarnings("error", ".* is not available", UserWarning, "hydra")  # a search path that leads nowhere
+    sys.argv[1:] = hydras(arguments)
     with _told(arguments):
         _job()
     if SweepTable.failed:

@@ -12,7 +12,6 @@ from pydantic import BaseModel, ConfigDict, Field, PydanticUserError, TypeAdapte
 
 from diffseg.errors import UserError, did_you_mean
 
-Node = dict[str, Any]  # a node of the configuration that names a class by _target_
 Word = Annotated[str, Field(min_length=1)]
 
 
@@ -42,13 +41,13 @@ class Options(BaseModel):
     score_size: int | None = Field(ge=1, le=16384, description="a whole number of pixels, or null")
     published: str | None = Field(description="a data set of results/reference/paper.yaml, or null")
     paper_threshold: float | None = Field(description="a number, or null")
-    dataset: Node = Field(description="a data set: dataset=NAME")
-    model: Node = Field(description="a model: model=NAME")
-    segmenters: dict[str, Node] = Field(
+    dataset: Any = Field(description="a data set: dataset=NAME")
+    model: Any = Field(description="a model: model=NAME")
+    segmenters: dict[str, Any] = Field(
         min_length=1, description="one segmenter or more, such as segmenter@segmenters.diffseg=diffseg"
     )
-    protocols: dict[str, Node] = Field(min_length=1, description="one protocol or more, such as protocol=[diffseg]")
-    tracker: Node = Field(description="a tracker: tracker=NAME")
+    protocols: dict[str, Any] = Field(min_length=1, description="one protocol or more, such as protocol=[diffseg]")
+    tracker: Any = Field(description="a tracker: tracker=NAME")
 
 
 def check_options(config: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-_INSTALLED = tuple({str(Path(sysconfig.get_paths()[k])) for k in ("purelib", "platlib", "stdlib", "platstdlib")})
+_STDLIB = tuple({sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib")})
 
 
 def source_hash(modules: Iterable[str], follow: bool = True) -> str:
@@ -59,7 +59,10 @@ def _is_installed(top: str) -> bool:
     except (ImportError, ValueError):
         return True
     places = list(spec.submodule_search_locations or [spec.origin or ""]) if spec else []
-    return not places or any(str(place).startswith(_INSTALLED) or not Path(place).exists() for place in places)
+    return not places or any(
+        place.startswith(_STDLIB) or not Path(place).exists() or any(Path(place).parent.glob("*.dist-info"))
+        for place in map(str, places)  # pip leaves such a folder beside what it installs, in any environment
+    )
 
 
 def _imports(name: str, file: Path) -> Iterator[str]:

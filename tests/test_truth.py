@@ -6,6 +6,7 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,6 @@ from diffseg.datasets.folder import Folder
 from diffseg.datasets.scenes import Scenes, scene
 from diffseg.errors import UserError
 from diffseg.eval import evaluation, score
-from diffseg.eval.check import published
 from diffseg.eval.runs import commit_of, find_run
 from diffseg.eval.show import compare
 from tests.fresh import ROOT, Commands
@@ -656,14 +656,18 @@ def test_a_bug_keeps_its_traceback(fresh, others, tmp_path, overrides, line):
         ([*segmenter("segmenters.Begins"), "+segmenters.mine.moon=0.2"], "the moon must be full, got 0.2"),
         (
             [*segmenter("segmenters.Begins"), "+segmenters.mine.sun=1"],
-            "segmenters.Begins: got an unexpected keyword argument 'sun'; it takes (moon=0.5)",
+            "segmenters.mine has no setting sun; it takes moon",
+        ),
+        (segmenter("segmenters.Mine"), "segmenters.mine: {others}/segmenters.py has no Mine"),
+        (
+            segmenter("nowhere.Mine"),
+            "segmenters.mine: there is no nowhere.Mine to import (No module named 'nowhere'): looked in the current "
+            f"folder {{here}}, on PYTHONPATH and among the installed packages of {sys.prefix}",
         ),
         (
-            segmenter("segmenters.Mine"),
-            "there is no segmenters.Mine to import (No module named 'segmenters.Mine'; 'segmenters' is not a package)",
+            segmenter("lacking.Mine"),
+            "segmenters.mine: there is no lacking.Mine to import (No module named 'a_library_that_nobody_has')",
         ),
-        (segmenter("nowhere.Mine"), "there is no nowhere.Mine to import (No module named 'nowhere')"),
-        (segmenter("lacking.Mine"), "there is no lacking.Mine to import (No module named 'a_library_that_nobody_has')"),
         (
             [*SCENES, "dataset._target_=data.Told", "workers=1"],
             "the lens was covered at 000000: take off its cap (or leave such images out with on_error=skip)",
@@ -683,7 +687,7 @@ def test_what_a_user_can_mend_is_one_sentence(fresh, others, tmp_path, overrides
     ran = fresh(*overrides, "runs=runs", cwd=tmp_path, path=[others])
     assert (ran.returncode, ran.stdout) == (2, "")
     told = [line for line in ran.stderr.splitlines() if line.startswith("diffseg-eval: ")]
-    assert told == [f"diffseg-eval: {sentence}"]
+    assert told == [f"diffseg-eval: {sentence.format(others=others, here=tmp_path)}"]
     assert "Traceback" not in ran.stderr
 
 
@@ -825,14 +829,12 @@ def test_published_rows_stand_beside_the_whole_benchmark_alone(coco, streets, mo
     """The made-up folders are declared to be whole; less than all of them never is."""
     monkeypatch.setattr(coco_stuff, "SPLIT_SHA256", coco_stuff._sha256([f"{i:012d}" for i in (1, 2, 3, 5)]))
     monkeypatch.setattr(cityscapes, "FRAMES", 3)
-    row = next(iter(published()["coco_stuff27"]))
-    assert row in published()["cityscapes"]
+    row = "DiffSeg, SD 1.4"  # of both data sets, at 512 pixels
 
     def is_beside(*overrides):
-        summary = evaluated(tmp_path / "runs", *WHOLE, "dataset.size=64", *overrides)
-        shown = (
-            f'<tr class="published"><th scope="row">{row}</th>' in (Path(summary["folder"]) / "report.html").read_text()
-        )
+        summary = evaluated(tmp_path / "runs", *WHOLE, "dataset.size=64", "score_size=512", *overrides)
+        page = find_run(Path(summary["folder"]), 512).report.read_text()
+        shown = f'<tr class="published"><th scope="row">{row}</th>' in page
         assert not (shown and summary["dataset"]["note"])
         return shown
 

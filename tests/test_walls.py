@@ -200,11 +200,14 @@ EXPECTED = {
     "eval/evaluation.py": {"evaluate_part": [MENDABLE], "_counts": ["DataError"], "_score": ["DataError"]},
     "eval/run.py": {
         "make": ["InstantiationException"],  # raises the constructor's own error
-        "_check_call": ["(ImportError, ValueError)", "ValueError", "TypeError"],  # Hydra's; of signatures
+        "_imported": ["(ImportError, ValueError)"],  # Hydra's; what somebody's module raised is raised on
+        "dataset_of": ["(HydraException, OmegaConfBaseException)"],
+        "resolved": ["InterpolationKeyError"],
         "_job": ["(OmegaConfBaseException, UserError, OSError)"],
         "_told": [
             "KeyboardInterrupt",
             "MovedError",
+            "UserWarning",  # of a search path that leads nowhere
             "InstantiationException",  # raised on
             "(HydraException, OmegaConfBaseException)",
             MENDABLE,

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ class Backbone(ABC):
     """
 
     name: str
-    defaults: dict[str, float]
+    defaults: Mapping[str, float] = MappingProxyType({})
 
     @property
     @abstractmethod
