@@ -215,6 +215,9 @@ def _predict(experiment: Experiment, run: Run, keys: Sequence[str]) -> None:
     segmenters = {name: part.made for name, part in experiment.segmenters.items()}
     if any(isinstance(s, Oracle) for s in segmenters.values()) and not dataset.labelled:
         raise UserError("a segmenter that is told the truth needs labels, and this data set has none")
+    damaged = run.remove_damaged(keys)
+    if damaged:
+        say(f"predict: {damaged} damaged label maps are made again")
     if len(experiment.devices) > 1 and run.missing(keys):
         _predict_side_by_side(experiment)
     there = len(keys) - len(run.missing(keys))
@@ -325,6 +328,7 @@ def _counts(experiment: Experiment, run: Run, hashes: Mapping[str, str]) -> Coun
         left_out,
         run.score_size,
         boundaries,
+        own=run.masks is None,
     )
     write_counts(run, counts, hashes)
     if counts.cropped:

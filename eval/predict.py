@@ -24,7 +24,7 @@ from diffseg.datasets.base import DataError, Dataset
 from diffseg.errors import UserError
 from diffseg.eval.progress import track
 from diffseg.eval.runs import Run
-from diffseg.eval.workers import loader
+from diffseg.eval.workers import killed_readers_told, loader
 from diffseg.files import write
 from diffseg.images import label_image
 from diffseg.methods.base import Oracle, Segmenter, needs_by_look
@@ -106,7 +106,7 @@ def predict(
     batches = loader(_Loader(dataset, todo, sizes, told), 1 if on_cpu else batch_size, workers, pin)
     look = look.within(Look(size=dataset.size))
     done, start = 0, time.monotonic()
-    with ThreadPoolExecutor(_WRITERS) as writer:
+    with killed_readers_told(), ThreadPoolExecutor(_WRITERS) as writer:
         writing: list[Future] = []
         for images in track(batches, "predict", len(todo)):
             good = [image for image in images if not image.error]

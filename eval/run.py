@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import re
+import signal
 import sys
 import traceback
 import warnings
@@ -340,14 +341,22 @@ def resolved(config: DictConfig) -> dict[str, Any]:
         raise UserError(f"{error.full_key}: {_first_line(error)}; was it deleted, or never chosen?") from None
 
 
+class _TerminatedError(KeyboardInterrupt):
+    """SIGTERM, as a scheduler sends it: stops as Ctrl-C does."""
+
+
+def _terminate(*_: Any) -> None:
+    raise _TerminatedError
+
+
 @contextmanager
 def _told(arguments: Sequence[str] = ()) -> Iterator[None]:
     """Turns the errors that a user can mend into one sentence and exit status 2 (1: metrics have moved)."""
     try:
         yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         say("diffseg-eval: stopped; what is done is kept: run the same command again to go on")
-        sys.exit(130)
+        sys.exit(143 if isinstance(error, _TerminatedError) else 130)
     except MovedError as error:
         say(f"diffseg-eval: {error}")
         sys.exit(1)
@@ -520,6 +529,7 @@ def main() -> None:
     if arguments and arguments[0] in commands:
         with _told():
             commands[arguments[0]]()(arguments[1:], f"diffseg-eval {arguments[0]}", standalone_mode=True)
+    signal.signal(signal.SIGTERM, _terminate)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of ending the program: they are told here
     warnings.filterwarnings("error", ".* is not available", UserWarning, "hydra")  # a search path that leads nowhere
     sys.argv[1:] = hydras(arguments)

@@ -101,9 +101,28 @@ class Run:
         """The keys that lack the map of at least one segmenter."""
         return [key for key in keys if not all(self.map(name, key).exists() for name in self.segmenters)]
 
+    def remove_damaged(self, keys: Iterable[str]) -> int:
+        """Removes label maps of the run's own that are cut off or no PNG, so that they are made again; how many."""
+        damaged = [path for key in keys for name in self.segmenters if not _is_whole(path := self.map(name, key))]
+        for path in damaged:
+            path.unlink(missing_ok=True)
+        return len(damaged)
+
     def remove_partials(self) -> None:
         """Removes what killed processes left under temporary names."""
         remove_abandoned(self.folder)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a file begins and ends as a PNG does; True where there is none."""
+    try:
+        with path.open("rb") as file:
+            begins = file.read(8) == b"\x89PNG\r\n\x1a\n"
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - 12))
+            return begins and file.read() == b"\x00\x00\x00\x00IEND\xaeB`\x82"
+    except FileNotFoundError:
+        return True
 
 
 def digest(value: Any) -> str:

@@ -13,6 +13,7 @@ never older than its maps, its truth, its code or its settings.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,7 +35,7 @@ from diffseg.eval.metrics import intervals, tie_sensitivity
 from diffseg.eval.progress import track
 from diffseg.eval.protocols import Matching, OneToOne, Protocol, paired_table
 from diffseg.eval.runs import Run
-from diffseg.eval.workers import loader
+from diffseg.eval.workers import killed_readers_told, loader
 from diffseg.files import write
 
 MapPath = Callable[[str, str], Path]  # (segmenter, key) -> its label map
@@ -88,6 +89,10 @@ class Summary(TypedDict):
 
 
 # --- counting ---------------------------------------------------------------------------------------------------------
+
+
+class DamagedMapError(DataError):
+    """A label map that cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -154,9 +159,10 @@ class _Counter(TorchDataset):
         path: MapPath,
         size: int | None,
         boundaries: bool,
+        own: bool,
     ):
         self.dataset, self.keys, self.segmenters, self.path = dataset, keys, segmenters, path
-        self.size, self.boundaries = size, boundaries
+        self.size, self.boundaries, self.own = size, boundaries, own
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -178,6 +184,11 @@ class _Counter(TorchDataset):
                     labels = resize_label(labels, self.size)
                 tables[name] = count(truth, labels, len(self.dataset.classes), self.boundaries)
                 cropped |= stored.shape[0] != stored.shape[1]
+            except DamagedMapError as error:
+                errors.append(str(error))
+                if self.own:  # what the run made itself, it makes again
+                    self.path(name, key).unlink(missing_ok=True)
+                    errors[-1] += "; it is removed now: run the stage predict once more"
             except (DataError, OSError) as error:
                 errors.append(str(error))
             except UserError as error:
@@ -199,7 +210,10 @@ def read_prediction(path: Path, size: int, original: tuple[int, ...]) -> np.ndar
 def _stored_map(path: Path, size: int, original: tuple[int, ...]) -> np.ndarray:
     if not path.exists():
         raise DataError(f"the label map {path} is missing")
-    labels = read_map(path)
+    try:
+        labels = read_map(path)
+    except DataError as error:
+        raise DamagedMapError(str(error).removesuffix(": fetch it again")) from None
     if labels.shape not in ((size, size), original):
         raise DataError(
             f"{path} is {labels.shape[1]} x {labels.shape[0]} pixels: a label map must be {size} x {size}, or "
@@ -231,6 +245,7 @@ def count_all(
     left_out: Mapping[str, str] | None = None,
     size: int | None = None,
     boundaries: bool = False,
+    own: bool = False,
 ) -> Counts:
     """Counts label maps against the truth, image by image.
 
@@ -239,7 +254,7 @@ def count_all(
         skip_errors: leave out images whose map or truth is missing or damaged, instead of stopping.
         left_out: {key: why} of images known to have no map.
         size: pixels a side at which to compare, maps and truth by nearest-exact; None: as predicted.
-        boundaries: count their pixels, too.
+        boundaries: count their pixels, too. own: the maps are a run's own, so that damaged ones may be removed.
 
     Raises:
         DataError: names every missing, damaged or wrong-sized file (the first ten).
@@ -248,9 +263,9 @@ def count_all(
     keys = [key for key in dataset.keys if key not in skipped]
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in segmenters}
     cropped = 0
-    counter = _Counter(dataset, keys, segmenters, path, size, boundaries)
-    for batch in track(loader(counter, 1, workers), "score", len(keys)):
-        for image in batch:
+    counter = _Counter(dataset, keys, segmenters, path, size, boundaries, own)
+    with killed_readers_told():
+        for image in itertools.chain.from_iterable(track(loader(counter, 1, workers), "score", len(keys))):
             if image.errors:
                 skipped[image.key] = "; ".join(image.errors)
                 continue

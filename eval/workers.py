@@ -5,7 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -29,6 +30,24 @@ def loader(data: TorchDataset, batch_size: int, workers: int, pin: bool = False)
         # The platform's own way: in a job of joblib the default is loky's, which DataLoader cannot use.
         multiprocessing_context=multiprocessing.get_all_start_methods()[0] if workers else None,
     )
+
+
+@contextmanager
+def killed_readers_told() -> Iterator[None]:
+    """Around work on batches: torch tells of a killed reading process in the middle of whatever runs then.
+
+    Raises:
+        UserError: one was killed.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker (pid" not in str(error):
+            raise
+        raise UserError(
+            "a reading process was killed, perhaps because memory ran out; what is done is kept: run the same command "
+            "again, with workers=0 or a smaller number"
+        ) from None
 
 
 def leave_with_parent(worker: int = 0) -> None:

@@ -420,20 +420,33 @@ def test_a_run_killed_at_any_moment_ends_as_if_undisturbed(tmp_path):
     assert interrupted >= 15  # the others had ended just before
 
 
-def test_ctrl_c_says_how_to_go_on(tmp_path):
+@pytest.mark.parametrize(("stop", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_run_that_is_told_to_stop_says_how_to_go_on(tmp_path, stop, status):
+    stopped_run(tmp_path, lambda process: process.send_signal(stop), status, "run the same command again to go on")
+
+
+def test_a_killed_reading_process_is_one_sentence(tmp_path):
+    def kill_reader(process):
+        os.kill(max(children(process.pid)), signal.SIGKILL)
+
+    stopped_run(tmp_path, kill_reader, 2, "a reading process was killed", "workers=1")
+
+
+def stopped_run(tmp_path, stop, status, sentence, *more):
+    """Starts a long run, stops it once the first map is there, and looks at how it ends."""
     runs = tmp_path / "runs"
-    settings = [*SMALL, "dataset.count=200", "stages=[predict,score]", f"runs={runs}"]
-    program = [sys.executable, "-m", "diffseg.eval.run", *settings]
+    settings = [*SMALL, "dataset.count=200", "stages=[predict,score]", f"runs={runs}", *more]
 
     def heard():  # a shell's background jobs, and so what they start, ignore it
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
+    program = [sys.executable, "-m", "diffseg.eval.run", *settings]
     process = subprocess.Popen(program, stderr=subprocess.PIPE, text=True, cwd=tmp_path, preexec_fn=heard)
     wait_for(lambda: list(runs.rglob("*/labels/[0-9]*.png")), 60)
-    process.send_signal(signal.SIGINT)
+    stop(process)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "what is done is kept: run the same command again to go on" in said
+    assert process.returncode == status, said
+    assert sentence in said
     assert "Traceback" not in said
     assert maps_of(runs)
     assert not list(runs.rglob("*.partial"))
@@ -502,19 +515,19 @@ def test_a_corrupt_jpeg_is_named(photos):
         on_photos(photos)
 
 
-def test_a_truncated_label_map_is_named(photos):
+def test_a_damaged_label_map_of_its_own_is_made_again(photos, capfd):
     summary = on_photos(photos)
     folder = Path(summary["folder"])
     path = folder / "diffseg" / "labels" / "p2.png"
-    path.write_bytes(path.read_bytes()[:40])
-    (folder / "summary.json").unlink()
-    with pytest.raises(DataError, match=r"1 of 3 images cannot be scored(.|\n)*p2.png is damaged"):
-        on_photos(photos)
-    path.unlink()
-    del summary["folder"]
-    again = on_photos(photos)
-    del again["folder"]
-    assert again == summary
+    whole = path.read_bytes()
+    path.write_bytes(whole[:40])  # cut off: made again at once
+    assert on_photos(photos) == summary
+    assert "predict: 1 damaged label maps are made again" in capfd.readouterr().err
+    path.write_bytes(whole[:60] + bytes(b ^ 255 for b in whole[60:80]) + whole[80:])  # seen when it is read
+    with pytest.raises(DataError, match=r"1 of 3 images cannot be scored(.|\n)*p2.png is damaged.*; it is removed now"):
+        on_photos(photos, "stages=[score]")
+    assert on_photos(photos) == summary
+    assert path.read_bytes() == whole
 
 
 def test_label_values_and_sizes_that_do_not_fit(photos):
