@@ -10,11 +10,12 @@ expected:
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import pandas as pd
 import yaml
 from rich.table import Table
+from typing_extensions import TypedDict
 
 import diffseg
 from diffseg.errors import UserError
@@ -44,7 +45,8 @@ def read_reference(name: str) -> Reference:
         reference = yaml.safe_load(path.read_text())
         for row in reference["expected"]:
             float(row["value"]), float(row["tolerance"]), str(row["segmenter"]), str(row["metric"])
-        dict(reference["run"])
+        if not isinstance(reference["run"], dict) or not reference["expected"]:
+            raise ValueError("it expects nothing")
     except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is not a reference ({error!r}): see the form in diffseg/eval/check.py") from None
     return reference
@@ -69,8 +71,9 @@ def check(summary: Summary, reference: Reference) -> pd.DataFrame:
         try:
             scores = summary["protocols"][row.get("protocol", summary["protocol"])]
             found = float(scores[row["segmenter"]][row["metric"]])
-        except KeyError as missing:
-            raise UserError(f"the run has no {missing} to compare with the reference") from None
+        except (KeyError, TypeError):
+            name = f"{row['metric']} of {row['segmenter']}"
+            raise UserError(f"the run has no {name} to compare with the reference") from None
         rows.append(
             {
                 "segmenter": row["segmenter"],

@@ -8,9 +8,9 @@ common setting (ODS, optimal data-set scale) and the best for every image (OIS, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TypedDict
 
 import numpy as np
+from typing_extensions import TypedDict
 
 from diffseg.eval.metrics import Statistics, intervals
 from diffseg.eval.protocols import Protocol

@@ -20,9 +20,11 @@ import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import torch
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 import diffseg
 from diffseg.errors import UserError
@@ -200,12 +202,44 @@ def find_run(folder: Path, score_size: int | None = None) -> Run:
     return Run(folder, identity, tuple(identity["segmenters"]), score_size, masks)
 
 
+class Identity(TypedDict):
+    """Everything that changes the labels of a run; more keys than these, which all runs have."""
+
+    dataset: dict[str, Any]
+    segmenters: dict[str, dict[str, Any]]
+
+
+class Record(TypedDict):
+    """run.json, as far as it is read."""
+
+    identity: Identity
+    made_with: dict[str, str] | None  # device and dtype of the predictions
+    masks: NotRequired[dict[str, str] | None]  # folder and suffix of label maps that are not the run's own
+
+
+_RECORD = TypeAdapter(Record)
+
+
 def _read_record(record: Path) -> dict[str, Any]:
     try:
-        stored = json.loads(record.read_text())
-        return {"identity": stored["identity"], "made_with": stored["made_with"], "masks": stored.get("masks")}
-    except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{record} is damaged ({error}): remove the folder, or name another with run=") from None
+        stored = json.loads(record.read_bytes())
+        _RECORD.validate_python(stored)
+        masks = stored.get("masks")
+        if masks is not None and masks.keys() != {"folder", "suffix"}:
+            raise ValueError("masks must have folder and suffix")
+    except (ValueError, OSError, RecursionError) as error:
+        raise UserError(
+            f"{record} is damaged ({in_a_line(error)}): remove the folder, or name another with run="
+        ) from None
+    return {"identity": stored["identity"], "made_with": stored["made_with"], "masks": masks}
+
+
+def in_a_line(error: Exception) -> str:
+    """What is wrong with data that was read, in a line."""
+    if isinstance(error, ValidationError):
+        wrong = error.errors()[0]
+        return f"{'.'.join(map(str, wrong['loc'])) or 'all of it'}: {wrong['msg']}"
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:

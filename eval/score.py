@@ -18,13 +18,15 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import TypeAdapter
 from torch.utils.data import Dataset as TorchDataset
+from typing_extensions import TypedDict
 
 from diffseg.datasets.base import DataError, Dataset, read_map
 from diffseg.datasets.transforms import resize_label
@@ -34,7 +36,7 @@ from diffseg.eval.granularity import Granularity
 from diffseg.eval.metrics import intervals, tie_sensitivity
 from diffseg.eval.progress import track
 from diffseg.eval.protocols import Matching, OneToOne, Protocol, paired_table
-from diffseg.eval.runs import Run
+from diffseg.eval.runs import Run, in_a_line
 from diffseg.eval.workers import killed_readers_told, loader
 from diffseg.files import write
 
@@ -45,18 +47,20 @@ _LARGEST = 4096  # numbers of segments from here on are counted under their rank
 
 
 class SegmenterScores(TypedDict):
-    """The metrics of one segmenter of a run; fractions are 0..1."""
+    """The metrics of one segmenter of a run under its first protocol, which may have others; fractions are 0..1."""
 
     settings: dict[str, Any]  # what made it, "_target_" included; of label maps of others, what tells them apart
     told: str | None  # what it is told of the truth; None: nothing, so that it is a fair comparison
-    accuracy: float
-    miou: float  # mean over the classes that occur
+    accuracy: NotRequired[float | None]  # None: nothing is labelled
+    miou: NotRequired[float | None]  # mean over the classes that occur
     interval: dict[str, tuple[float | None, float | None]]  # 95 % over images; None: of one image there is none
-    ties: tuple[float, float]  # smallest and largest mIoU over the ties that the solver breaks by position
+    ties: NotRequired[
+        tuple[float | None, float | None]
+    ]  # smallest and largest mIoU over the ties that the solver breaks by position
     segments: float  # mean number per image
     images: int
-    classes: int  # that occur, so that their IoU counts
-    iou: dict[str, float | None]  # by class; None: it does not occur
+    classes: NotRequired[int]  # that occur, so that their IoU counts
+    iou: NotRequired[dict[str, float | None]]  # by class; None: it does not occur
 
 
 class DatasetFacts(TypedDict):
@@ -86,6 +90,9 @@ class Summary(TypedDict):
     protocols: dict[str, dict[str, dict[str, Any]]]  # metrics of each segmenter under each protocol
     headlines: dict[str, str]  # the metric that stands for each protocol
     granularity: dict[str, Granularity]  # by protocol, where several settings of the first segmenter's kind were tried
+
+
+_SUMMARY = TypeAdapter(Summary)
 
 
 # --- counting ---------------------------------------------------------------------------------------------------------
@@ -311,9 +318,13 @@ def read_counts(run: Run, segmenter: str) -> tuple[pd.DataFrame, dict[str, Any]]
     try:
         facts = json.loads((table.schema.metadata or {})[b"diffseg"])
         columns = ["key", "segments", "pixels", *({"boundaries"} & set(table.column_names))]
-        return table.select(columns).to_pandas(), facts
-    except (KeyError, ValueError):
-        raise DataError(f"{path} was counted by an earlier version of diffseg: score the run again") from None
+        images = table.select(columns).to_pandas()
+        facts["counted_with"], dict(facts["skipped"]), tables_of(images)
+        return images, facts
+    except (KeyError, ValueError, TypeError, IndexError):
+        raise DataError(
+            f"{path} is damaged, or was counted by an earlier version of diffseg: score the run again"
+        ) from None
 
 
 def tables_of(images: pd.DataFrame) -> list[np.ndarray]:
@@ -377,12 +388,12 @@ def read_summary(run: Run) -> Summary:
         DataError: missing or damaged.
     """
     try:
-        summary = json.loads(run.summary.read_text())
-        summary["dataset"]["size"], summary["protocol"], summary["segmenters"]
+        summary = json.loads(run.summary.read_bytes())
+        _SUMMARY.validate_python(summary)
         return summary
     except FileNotFoundError:
         raise DataError(f"{run.summary} is missing: score the run first") from None
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{run.summary} is damaged ({error}): remove it and score the run again") from None
-    except KeyError:
-        raise DataError(f"{run.summary} was written by an earlier version of diffseg: score the run again") from None
+    except (ValueError, OSError, RecursionError) as error:
+        raise DataError(
+            f"{run.summary} is damaged, or of an earlier version of diffseg ({in_a_line(error)}): score the run again"
+        ) from None

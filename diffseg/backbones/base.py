@@ -105,9 +105,13 @@ def recommended(name: str) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        return dict(json.loads(file.read_text()))
+        settings = dict(json.loads(file.read_bytes()))
     except (ValueError, TypeError) as error:
         raise UserError(f"{file} is damaged ({error}): it holds the settings of a model as a JSON object") from None
+    for key, value in settings.items():
+        if type(value) not in (int, float):
+            raise UserError(f"{file}: {key} must be a number, got {value!r}")
+    return settings
 
 
 def fingerprint(name: str) -> str:

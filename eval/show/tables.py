@@ -160,7 +160,7 @@ def result_table(summary: Summary) -> Table:
     for name, scores in summary["segmenters"].items():
         told = f"\n(told {scores['told']})" if scores["told"] else ""
         metrics = [f"{percent(scores, m)}\n({interval(scores, m)})".removesuffix("\n()") for m in ("accuracy", "miou")]
-        ties = " to ".join(f"{100 * x:.1f}" for x in scores.get("ties", ()))
+        ties = " to ".join(f"{100 * x:.1f}" for x in scores.get("ties", ()) if x is not None)
         cells.append([f"{name}{told}", *metrics, ties, f"{scores['segments']:.1f}"])
     table = Shown(f"{facts['name']}, {summary['images']:,} images{note}", headings, cells).for_terminal()
     counts = sorted({scores["classes"] for scores in summary["segmenters"].values() if "classes" in scores})
