@@ -74,7 +74,9 @@ def granularity(
         "ois": _whole(chosen, protocol, metric),
         "ois_interval": intervals(chosen, alone, bounds=protocol.bounds)[metric],
         "area": float(area(totals)["area"][0]),
-        "area_interval": intervals(joined, area, bounds={"area": protocol.bounds.get(metric, (0.0, 1.0))})["area"],
+        "area_interval": intervals(joined, area, bounds={"area": protocol.bounds.get(metric, (-np.inf, np.inf))})[
+            "area"
+        ],
     }
 
 

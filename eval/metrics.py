@@ -164,7 +164,7 @@ def intervals(
 
     Args:
         statistics: one row per image. metrics: of sums over sets of images. bounds: least and largest value of metrics
-            that are not fractions; intervals end there.
+            that have such, where intervals end; None: all are fractions.
 
     Returns:
         {metric: (low, high)}. Without width if leaving out any image changes nothing; NaN with fewer than two images,
@@ -172,7 +172,7 @@ def intervals(
     """
     result = {}
     for name, (whole, without) in _without_each(statistics, metrics).items():
-        least, most = (bounds or {}).get(name, (0.0, 1.0))
+        least, most = (0.0, 1.0) if bounds is None else bounds.get(name, (-np.inf, np.inf))
         low, high = np.clip(_interval(whole, _error(whole, without), len(without), level), least, most)
         result[name] = (float(low), float(high))
     return result

@@ -18,6 +18,8 @@ from diffseg.eval import metrics
 from diffseg.eval.boundaries import EXACT, FAST, f_measure
 from diffseg.eval.regions import NAMES, region_scores
 
+FRACTION = (0.0, 1.0)
+
 
 class Protocol(ABC):
     """One way of scoring. Fractions 0..1 unless a class says otherwise; NaN where there is nothing to score."""
@@ -25,7 +27,7 @@ class Protocol(ABC):
     version: ClassVar[int] = 1  # goes into the hash of scores: to be raised when the definition changes
     counts: ClassVar[str] = "pixels"  # what it reads of each image: this table, or "boundaries"
     headline: ClassVar[str] = "miou"  # the metric that stands for it where there is room for one; large is good
-    bounds: ClassVar[Mapping[str, tuple[float, float]]] = {}  # of metrics that are not between 0 and 1
+    bounds: ClassVar[Mapping[str, tuple[float, float]]] = {}  # least and most of each metric, where there is such
 
     @abstractmethod
     def statistics(self, hists: Sequence[np.ndarray], background: int | None = None) -> dict[str, np.ndarray]:
@@ -52,6 +54,8 @@ class Matching(Protocol):
     accuracy: true positives of all classes / labelled pixels. miou: mean of tp / (tp + fp + fn) over the classes that
     occur, which are those with any of the three above 0 in the images taken.
     """
+
+    bounds: ClassVar[Mapping[str, tuple[float, float]]] = {"accuracy": FRACTION, "miou": FRACTION}
 
     @abstractmethod
     def assign(self, hist: np.ndarray, background: int | None = None) -> np.ndarray:
@@ -223,7 +227,11 @@ class Regions(Protocol):
 
     version: ClassVar[int] = 1
     headline: ClassVar[str] = "covering"
-    bounds: ClassVar[Mapping[str, tuple[float, float]]] = {"vi": (0, np.inf), "ari": (-1, 1)}
+    bounds: ClassVar[Mapping[str, tuple[float, float]]] = {
+        **dict.fromkeys(("covering", "pri", "mbo"), FRACTION),
+        "vi": (0, np.inf),
+        "ari": (-1, 1),
+    }
 
     def statistics(
         self, hists: Sequence[np.ndarray | Sequence[np.ndarray]], background: int | None = None
@@ -258,6 +266,9 @@ class Boundaries(Protocol):
 
     version: ClassVar[int] = 1
     headline: ClassVar[str] = "f"
+    bounds: ClassVar[Mapping[str, tuple[float, float]]] = dict.fromkeys(
+        ("f", "precision", "recall", "boundary_iou", "matched_f", "matched_precision", "matched_recall"), FRACTION
+    )
     counts: ClassVar[str] = "boundaries"
 
     def statistics(self, hists: Sequence[np.ndarray], background: int | None = None) -> dict[str, np.ndarray]:

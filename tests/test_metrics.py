@@ -199,7 +199,7 @@ def test_statistics_of_another_protocol():
     standard error."""
     values = np.random.default_rng(0).normal(5, 2, 40)
     statistics = {"value": values, "images": np.ones(40)}
-    interval = intervals(statistics, lambda s: {"mean": s["value"] / s["images"]}, bounds=(-np.inf, np.inf))["mean"]
+    interval = intervals(statistics, lambda s: {"mean": s["value"] / s["images"]}, bounds={})["mean"]
     reach = 2.022691 * values.std(ddof=1) / 40**0.5  # Student's t, 39 degrees of freedom
     assert interval == pytest.approx((values.mean() - reach, values.mean() + reach), abs=1e-6)
 
