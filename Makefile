@@ -66,11 +66,13 @@ evidence: setup  ## results/evidence, measured again (forty minutes on two cores
 	$(RUN) -m diffseg.eval.show.figures protocols $(MEASURED)/scenes --out docs/protocols.svg
 	$(RUN) -m diffseg.eval.show.figures granularity $(MEASURED)/granularity --out docs/granularity.svg
 
+# Two processes of one thread each: two of several threads would wait for each other's cores.
+PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses $(or $(JOBS),2) --dist worksteal
 test: setup      ## all tests (five to ten minutes, 8 GB of memory)
-	$(RUN) -m pytest
+	$(PYTEST)
 
 test-quick: setup  ## without the slow ones
-	$(RUN) -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 data-coco: setup  ## fetch COCO val2017 photos and stuff labels into DATA (about 1.5 GB)
 	$(RUN) -m diffseg.datasets.download $(or $(DATA),data/coco)
