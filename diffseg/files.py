@@ -102,7 +102,8 @@ def content_hashes(files: Mapping[str, Path], remember: bool = True) -> dict[str
         with suppress(OSError, ValueError, TypeError):
             remembered = dict(json.loads(known.read_text()))
 
-    def look(path: Path) -> tuple[str, list | None]:
+    def hashed(path: Path) -> tuple[str, list | None]:
+        """The hash, and what to remember of it: size, time, hash; None: nothing, the file may still change."""
         try:
             facts = path.stat()
             before = remembered.get(str(path))
@@ -116,7 +117,7 @@ def content_hashes(files: Mapping[str, Path], remember: bool = True) -> dict[str
         return content, [facts.st_size, facts.st_mtime_ns, content] if settled else None
 
     with ThreadPoolExecutor() as pool:
-        results = dict(zip(places, pool.map(look, places.values()), strict=True))
+        results = dict(zip(places, pool.map(hashed, places.values()), strict=True))
     fresh = {str(places[key]): facts for key, (_, facts) in results.items() if facts}
     if remember and any(remembered.get(path) != facts for path, facts in fresh.items()):
         with suppress(OSError):  # no cache: slower, not wrong

@@ -390,6 +390,8 @@ def measure(
     peaks: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         files = file_stages(Path(folder), repeats)
+
+    # Seconds per stage, by the number of images at a time.
     for batch in sizes:
         if gpu:
             torch.cuda.reset_peak_memory_stats(place)
@@ -413,10 +415,7 @@ def measure(
     if not columns:
         raise UserError(f"not even {sizes[0]} images at a time fit the device's memory: try --batches 1")
     best = min(columns, key=lambda name: columns[name]["model and method"])
-    counted, rate = operations(loaded), product_rate(place, loaded.pipeline.unet.dtype)
-    floor = sum(counted.values()) / rate
-    result["limit"] = {"operations": counted, "operations_per_s": rate, "seconds": floor}
-    result["limit"]["share"] = floor / columns[best]["model and method"]
+    result["limit"] = limit_of(loaded, place, columns[best]["model and method"])
     with tempfile.TemporaryDirectory() as folder:
         number, workers = images or (512 if gpu else 8), min(8, os.cpu_count() or 1)
         result["images_per_s"] = {"batch": int(best), **whole_evaluation(seg, Path(folder), number, int(best), workers)}
@@ -424,14 +423,20 @@ def measure(
     result["with_model_gib"] = with_model
     if gpu:
         result["device_peak_gib"] = peaks
-    before_gib = _peak_gib()
     result["protocols"] = {"images": SCORED, "seconds": protocol_seconds(SCORED)}
-    result["protocols"]["peak_growth_gib"] = _peak_gib() - before_gib
+    result["protocols"]["peak_growth_gib"] = _peak_gib() - result["peak_gib"]
     if compare:
         result["straightforward"] = ratio(maps, seg.settings(), repeats, place)
     if pictures:
         result["agreement"] = agreement_with_plain(seg, pictures)
     return result
+
+
+def limit_of(loaded: DiffusionModel, place: torch.device, taken_s: float) -> dict[str, Any]:
+    """How long autoencoder and UNet would take at a large matrix product's rate; share: of the seconds they take."""
+    counted, rate = operations(loaded), product_rate(place, loaded.pipeline.unet.dtype)
+    floor_s = sum(counted.values()) / rate
+    return {"operations": counted, "operations_per_s": rate, "seconds": floor_s, "share": floor_s / taken_s}
 
 
 def _peak_gib() -> float:

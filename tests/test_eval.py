@@ -422,18 +422,22 @@ def test_a_run_killed_at_any_moment_ends_as_if_undisturbed(tmp_path):
 
 @pytest.mark.parametrize(("stop", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_run_that_is_told_to_stop_says_how_to_go_on(tmp_path, stop, status):
-    stopped_run(tmp_path, lambda process: process.send_signal(stop), status, "run the same command again to go on")
+    ended, said = stopped_run(tmp_path, lambda process: process.send_signal(stop))
+    assert ended == status
+    assert "run the same command again to go on" in said
 
 
 def test_a_killed_reading_process_is_one_sentence(tmp_path):
     def kill_reader(process):
         os.kill(max(children(process.pid)), signal.SIGKILL)
 
-    stopped_run(tmp_path, kill_reader, 2, "a reading process was killed", "workers=1")
+    ended, said = stopped_run(tmp_path, kill_reader, "workers=1")
+    assert ended == 2
+    assert "a reading process was killed" in said
 
 
-def stopped_run(tmp_path, stop, status, sentence, *more):
-    """Starts a long run, stops it once the first map is there, and looks at how it ends."""
+def stopped_run(tmp_path, stop, *more):
+    """Starts a long run, stops it once the first map is there; its exit status, and what it said."""
     runs = tmp_path / "runs"
     settings = [*SMALL, "dataset.count=200", "stages=[predict,score]", f"runs={runs}", *more]
 
@@ -445,11 +449,10 @@ def stopped_run(tmp_path, stop, status, sentence, *more):
     wait_for(lambda: list(runs.rglob("*/labels/[0-9]*.png")), 60)
     stop(process)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == status, said
-    assert sentence in said
     assert "Traceback" not in said
     assert maps_of(runs)
     assert not list(runs.rglob("*.partial"))
+    return process.returncode, said
 
 
 def test_a_full_disk_keeps_what_is_finished(tmp_path):
