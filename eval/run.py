@@ -310,7 +310,7 @@ class SweepTable(Callback):
 @hydra.main(config_path=CONFIG, config_name="config", version_base="1.3")
 def _job(config: DictConfig) -> dict[str, Any]:
     chosen = HydraConfig.get().runtime.choices
-    names = {"dataset": chosen["dataset"], "model": chosen["model"]}
+    names = {group: chosen.get(group) or group for group in ("dataset", "model")}
     if HydraConfig.get().mode == RunMode.RUN:
         with _told():
             return evaluate(experiment_of(resolved(config), names))

@@ -242,4 +242,5 @@ def test_every_error_of_the_package_is_mendable():
     errors = {n.name: [ast.unparse(base) for base in n.bases] for n in nodes if n.name.endswith("Error")}
     assert errors.pop("UserError") == ["ValueError"]
     assert {"DataError", "ImageError", "MovedError"} <= set(errors)
+    assert errors.pop("_TerminatedError") == ["KeyboardInterrupt"]  # a scheduler's Ctrl-C
     assert all(set(bases) <= {"UserError", *errors} for bases in errors.values())
