@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from diffseg.datasets.base import DataError
@@ -124,6 +125,23 @@ def test_labels_are_resized_to_the_nearest_centre():
     # centres of 3 pixels on 5: 0.83, 2.5, 4.17 -> columns 0, 2, 4; "nearest" without half pixels would take 0, 1, 3
     assert resize_label(row, 3)[0].tolist() == [0, 2, 4]
     assert resize_label(np.array([[-1, 26], [255, 180]]), 2).tolist() == [[-1, 26], [255, 180]]
+
+
+@pytest.mark.parametrize("value", [32_767, 32_768, 65_535, 2**24 + 1, 2**31 - 1, -(2**31)])
+def test_labels_of_any_size_are_resized_exactly(value):
+    label = np.full((7, 9), value, np.int32)
+    label[:, 4] = 1
+    assert set(np.unique(resize_label(label, 14))) == {value, 1}
+    assert resize_label(label, 14).dtype == np.int32
+
+
+@pytest.mark.parametrize("side", [1, 2, 97, 333, 640, 1000])
+def test_labels_are_taken_where_torch_takes_them(side):
+    label = np.random.default_rng(side).integers(-1, 200, (side, side + 3)).astype(np.int32)
+    square = torch.from_numpy(centre_crop(label).astype(np.float32))[None, None]
+    for size in (64, 100, 127, 320, 512):
+        expected = torch.nn.functional.interpolate(square, (size, size), mode="nearest-exact")[0, 0].numpy()
+        np.testing.assert_array_equal(resize_label(label, size), expected)
 
 
 def test_coarse_classes():
