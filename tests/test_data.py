@@ -358,6 +358,28 @@ def test_images_of_a_folder_that_differ_only_in_suffix(tmp_path):
         Folder(tmp_path)
 
 
+@pytest.mark.parametrize("value", [1024, 32_770, 65_535, 120_000])
+def test_large_values_are_no_numbers_of_classes(tmp_path, value):
+    saved(Image.new("RGB", (30, 40)), tmp_path / "a.png")
+    values = np.zeros((40, 30), np.int32)
+    values[5] = value
+    saved(Image.fromarray(values), tmp_path / "a.label.tif")
+    with pytest.raises(DataError, match=rf"a.label.tif holds the value {value:,}.*dataset.classes") as caught:
+        Folder(tmp_path / ".", label_suffix=".label.tif")
+    assert "instance maps" in str(caught.value)
+    assert Folder(tmp_path, label_suffix=".label.tif", ignore=value).classes == ("0",)
+    values[5] = 1023
+    saved(Image.fromarray(values), tmp_path / "a.label.tif")
+    assert Folder(tmp_path, label_suffix=".label.tif").classes == tuple(map(str, range(1024)))
+
+
+def test_label_maps_of_nothing_but_ignored_pixels_are_named(tmp_path):
+    saved(Image.new("RGB", (30, 40)), tmp_path / "a.png")
+    saved(Image.new("L", (30, 40), 255), tmp_path / "a.label.png")
+    with pytest.raises(DataError, match=r"every pixel .* is 255, which dataset.ignore names"):
+        Folder(tmp_path)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), -1.0, 0.5, 2.0**25, -3])
 def test_label_values_that_are_no_numbers_of_classes(tmp_path, value):
     values = np.zeros((40, 30), np.int32 if isinstance(value, int) else np.float32)
