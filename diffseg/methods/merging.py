@@ -19,6 +19,8 @@ from diffseg.methods.base import Segmenter, as_numpy
 from diffseg.observed import Batch, Observed
 from diffseg.segmentation import by_area, merge_batch, refine, to_labels
 
+MOST_ITERATIONS = 100  # the paper's figures end at 7; proposals that no longer merge stay as they are
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -40,6 +42,8 @@ class Settings:
         if not self.threshold or not all(0 < t < math.inf for t in self.threshold):
             given = ", ".join(dict.fromkeys(f"{t:g}" for t in self.threshold)) or "none"
             raise UserError(f"threshold must be above 0, got {given}")
+        if len(self.threshold) > MOST_ITERATIONS:
+            raise UserError(f"iterations must be at most {MOST_ITERATIONS}, got {len(self.threshold):,} thresholds")
         if self.anchors < 1:
             raise UserError(f"anchors must be at least 1, got {self.anchors}")
         if not 0 <= self.timestep <= 999:
@@ -60,13 +64,15 @@ class Settings:
         Raises:
             UserError: a value out of range, or thresholds that are not as many as the iterations.
         """
+        if iterations is not None and iterations < 1:
+            raise UserError(f"iterations must be at least 1, got {iterations}")
+        if iterations is not None and iterations > MOST_ITERATIONS:
+            raise UserError(f"iterations must be at most {MOST_ITERATIONS}, got {iterations:,}")
         thresholds = (
             tuple(threshold)
             if isinstance(threshold, Sequence)
             else (threshold,) * (3 if iterations is None else iterations)
         )
-        if iterations is not None and iterations < 1:
-            raise UserError(f"iterations must be at least 1, got {iterations}")
         if iterations is not None and len(thresholds) == 1:
             thresholds *= iterations
         if iterations is not None and len(thresholds) != iterations:
