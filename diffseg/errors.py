@@ -12,6 +12,14 @@ from difflib import get_close_matches
 class UserError(ValueError):
     """Input that cannot be used. The message is one sentence: what is wrong, where, and what to do."""
 
+    def __init__(self, message: str):
+        super().__init__(printable(message))
+
+
+def printable(text: object) -> str:
+    """Text that every stream and file takes: bytes of a file's name that are not UTF-8 are written as \\udcXX."""
+    return str(text).encode("utf-8", "backslashreplace").decode("utf-8")
+
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:
     """The known name that was probably meant, as the end of a sentence; "" where none is near.

@@ -47,7 +47,9 @@ COCO = Path(__file__).parents[2] / "shared" / "data" / "coco"
 def configured(*overrides):
     with initialize_config_module("diffseg.conf", version_base="1.3"):
         choices = compose("config", [*overrides], return_hydra_config=True).hydra.runtime.choices
-        return run.resolved(compose("config", [*overrides])), {key: choices.get(key) or key for key in ("dataset", "model")}
+        return run.resolved(compose("config", [*overrides])), {
+            key: choices.get(key) or key for key in ("dataset", "model")
+        }
 
 
 def evaluated(runs, *overrides):

@@ -272,9 +272,13 @@ def test_numbers_of_the_version_before_are_made_anew_or_refused(photos, capfd):
         run.summary.write_text(json.dumps(summary))
 
     as_before()
-    with pytest.raises(DataError, match=r"summary.json is damaged, or of an earlier version of diffseg \(.*\): score the run again"):
+    with pytest.raises(
+        DataError, match=r"summary.json is damaged, or of an earlier version of diffseg \(.*\): score the run again"
+    ):
         score.read_summary(run)
-    with pytest.raises(DataError, match=r"images.parquet is damaged, or was counted by an earlier version of diffseg: score the run"):
+    with pytest.raises(
+        DataError, match=r"images.parquet is damaged, or was counted by an earlier version of diffseg: score the run"
+    ):
         score.read_counts(run, "whole")
     with pytest.raises(DataError, match=r"^[^\n]*summary.json was written by an earlier version[^\n]*$"):
         on(photos, "stages=[report]")
