@@ -55,6 +55,9 @@ class Dataset:
         twice = next((name for name in self.classes if self.classes.count(name) > 1), None)
         if twice is not None:
             raise DataError(f"classes: {twice!r} is named more than once: every class needs a name of its own")
+        wrong = next((key for key in self.keys if not key.isprintable() or ".." in key.split("/")), None)
+        if wrong is not None:
+            raise DataError(f"the image {wrong!r} has a name that is no text in UTF-8, or leads elsewhere: rename it")
         whole = self.note or f"{len(self.keys):,} images"
         if keys is not None:
             wanted = _read_keys(keys)

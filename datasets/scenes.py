@@ -24,6 +24,7 @@ from diffseg.datasets.scenery.layouts import LAYOUTS
 # Series of scenes: the embedded model is trained on the first, its defaults are chosen on the second, and only the
 # third is ever reported on.
 TRAIN_SEED, TUNE_SEED, TEST_SEED = 0, 1, 2
+_MOST = 1_000_000  # scenes: what a key of six digits can count
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,10 @@ class Scenes(Dataset):
     def __init__(
         self, count: int = 64, seed: int = TEST_SEED, size: int = 512, keys: Sequence[str] | str | None = None
     ):
-        if type(count) is not int or count < 1:
-            raise DataError(f"count must be at least 1 scene, got {count!r}")
+        if type(count) is not int or not 1 <= count <= _MOST:
+            raise DataError(f"count must be at least 1 scene and at most {_MOST:,}, got {count!r}")
+        if type(seed) is not int or seed < 0:
+            raise DataError(f"seed must be a whole number, at least 0, got {seed!r}")
         self.seed, self.size, self.keys = seed, size, [f"{i:06d}" for i in range(count)]
         self.choose(keys=keys)
         self._latest: tuple[str, Scene] | None = None

@@ -5,12 +5,28 @@ Any other exception is a bug, here or in somebody's own class, and keeps its tra
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 
+# Control characters, marks that turn the direction of writing, halves of characters; but no line of a list.
+_UNSEEN = re.compile("(?!\\n  )[\\x00-\\x1f\\x7f-\\x9f\\u2028-\\u202e\\u2066-\\u2069\\ud800-\\udfff]")
+
 
 class UserError(ValueError):
-    """Input that cannot be used. The message is one sentence: what is wrong, where, and what to do."""
+    """Input that cannot be used. The message is one sentence: what is wrong, where, and what to do.
+
+    Names of files and values may hold anything; what would break the line or steer a terminal is shown escaped. A list
+    may follow, each line of it indented by two spaces.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(visible(message))
+
+
+def visible(text: str) -> str:
+    """The text with escapes for what would break its line or steer a terminal."""
+    return _UNSEEN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
     def __init__(self, message: str):
         super().__init__(printable(message))

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 PARTIAL = ".partial"
+_LONGEST_NAME = 200  # bytes; file systems have room for 255, and suffixes may follow
 _ABANDONED_S = 86_400  # a temporary file that nobody has touched for a day belongs to nobody
 _NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES)
 _SETTLED_NS = 2_000_000_000  # a file changed this recently may change again within one tick of its clock
@@ -36,13 +37,21 @@ def write(path: Path, content: str | bytes | Callable[[BinaryIO], object]) -> No
             if callable(content):
                 content(file)
             else:
-                file.write(content.encode() if isinstance(content, str) else content)
+                # A name that is no UTF-8 shows its bytes.
+                file.write(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
         partial.replace(path)
     except OSError as error:
         raise OSError(f"cannot write {path} ({error.strerror or error}); what is finished is kept") from None
     finally:  # also of what `content` raises
         with suppress(OSError):
             partial.unlink()
+
+
+def is_file_name(name: object) -> bool:
+    """Whether something can be the name of a file or folder that lies directly in another."""
+    if not isinstance(name, str) or not name.isprintable() or "/" in name or "\\" in name:
+        return False
+    return name not in ("", ".", "..") and len(name.encode()) <= _LONGEST_NAME
 
 
 def _machine() -> str:

@@ -9,6 +9,7 @@ expected:
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +45,14 @@ def read_reference(name: str) -> Reference:
     try:
         reference = yaml.safe_load(path.read_text())
         for row in reference["expected"]:
-            float(row["value"]), float(row["tolerance"]), str(row["segmenter"]), str(row["metric"])
+            if not all(math.isfinite(float(row[key])) for key in ("value", "tolerance")):
+                raise ValueError("value and tolerance must be numbers")
+            if not all(isinstance(row.get(key, ""), str) for key in ("segmenter", "metric", "protocol")):
+                raise ValueError("segmenter, metric and protocol must be names")
+            row["segmenter"], row["metric"]
         if not isinstance(reference["run"], dict) or not reference["expected"]:
             raise ValueError("it expects nothing")
-    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+    except (yaml.YAMLError, LookupError, TypeError, AttributeError, ValueError, OverflowError, RecursionError) as error:
         raise UserError(f"{path} is not a reference ({error!r}): see the form in diffseg/eval/check.py") from None
     return reference
 

@@ -30,6 +30,7 @@ from diffseg.images import label_image
 from diffseg.methods.base import Oracle, Segmenter, needs_by_look
 from diffseg.observed import Batch
 
+_LARGEST = 65535  # that a PNG holds
 _WAITING = 64  # maps that may wait for the disk
 _WRITERS = 4  # threads: a map takes 2 ms, most of them in zlib, which lets others go on
 
@@ -159,13 +160,13 @@ def segment(segmenter: Segmenter | Oracle, batch: Batch, truths: Sequence[np.nda
 def _check_labels(name: str, key: str, labels: Any, size: int) -> None:
     """Refuses what is no label map, before hours of it are written."""
     is_map = isinstance(labels, np.ndarray) and labels.shape == (size, size) and labels.dtype.kind in "iub"
-    if is_map and labels.min() >= 0:
+    if is_map and labels.min() >= 0 and labels.max() <= _LARGEST:
         return
     kind = f"{labels.dtype} {list(labels.shape)}" if hasattr(labels, "dtype") else ""
-    least = f", at least {labels.min()}" if is_map else ""
+    values = f", {labels.min()} to {labels.max()}" if is_map else ""
     raise UserError(
-        f"segmenters.{name}: of the image {key} it gives a {type(labels).__name__} {kind}{least}; a label map is a "
-        f"numpy array [{size}, {size}] of whole numbers from 0"
+        f"segmenters.{name}: of the image {key} it gives a {type(labels).__name__} {kind}{values}; a label map is "
+        f"a numpy array [{size}, {size}] of whole numbers from 0 to {_LARGEST}"
     )
 
 

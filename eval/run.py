@@ -51,7 +51,7 @@ import diffseg
 from diffseg.attention import Look
 from diffseg.backbones.base import Backbone, recommended
 from diffseg.datasets.base import Dataset
-from diffseg.errors import UserError, did_you_mean
+from diffseg.errors import UserError, did_you_mean, visible
 from diffseg.eval.check import read_reference
 from diffseg.eval.evaluation import Experiment, MovedError, Part, dataset_line, evaluate
 from diffseg.eval.progress import say
@@ -62,7 +62,7 @@ from diffseg.eval.show import compare
 from diffseg.eval.show.published import published_rows
 from diffseg.eval.show.tables import list_command, markdown, sweep_rows, sweep_table
 from diffseg.eval.show.tracker import Tracker
-from diffseg.files import write
+from diffseg.files import is_file_name, write
 from diffseg.methods.base import Oracle, Segmenter
 
 CONFIG = "pkg://diffseg.conf"
@@ -96,6 +96,10 @@ def experiment_of(config: dict[str, Any], choices: Mapping[str, str]) -> Experim
     if "check" in config["stages"] and not config["reference"]:
         raise UserError("the stage check needs reference=NAME or a file")
     config = {**config, "segmenters": varied(config["segmenters"], config["vary"])}
+    for group in ("segmenters", "protocols"):
+        for name in config[group]:
+            if not is_file_name(name):
+                raise UserError(f"{group}: {name!r} cannot be the name of a folder: choose a short one without slashes")
     return Experiment(
         dataset=_dataset(config["dataset"], choices["dataset"]),
         segmenters={
@@ -368,7 +372,7 @@ def _told(arguments: Sequence[str] = ()) -> Iterator[None]:
     except InstantiationException:  # a class that the configuration names failed: with its traceback
         raise
     except (HydraException, OmegaConfBaseException) as error:  # some of them are OSErrors, too
-        say(f"diffseg-eval: {hydra_sentence(error, arguments)}")
+        say(f"diffseg-eval: {visible(hydra_sentence(error, arguments))}")
         sys.exit(2)
     except (UserError, OSError) as error:
         say(f"diffseg-eval: {error}")
@@ -376,7 +380,7 @@ def _told(arguments: Sequence[str] = ()) -> Iterator[None]:
     except ValueError as error:
         if not _is_hydras(error):
             raise
-        say(f"diffseg-eval: {error}")
+        say(f"diffseg-eval: {visible(_first_line(error))}")
         sys.exit(2)
 
 
@@ -478,7 +482,7 @@ def dataset_of(run: Run, name: str, overrides: Sequence[str]) -> Dataset:
         absent = next(str(key) for key, value in settings.items() if value == "???")
         raise UserError(f"say where the data set {name} is: dataset.{absent}=...")
     dataset = make({str(key): value for key, value in settings.items()}, "dataset", Dataset)
-    if dataset.fingerprint() != run.identity["dataset"]["fingerprint"]:
+    if dataset.fingerprint() != run.identity["dataset"].get("fingerprint"):
         raise UserError(
             f"{dataset_line(name, dataset)}, is not the data that {run.folder} was made on: name it as for that run, "
             f"with dataset.root=DIR and such at the end of the command"

@@ -28,7 +28,7 @@ from typing_extensions import TypedDict
 
 import diffseg
 from diffseg.errors import UserError
-from diffseg.files import PARTIAL, check_writable, remove_abandoned, write
+from diffseg.files import PARTIAL, check_writable, is_file_name, remove_abandoned, write
 
 PACKAGES = ("torch", "diffusers", "transformers", "numpy", "scipy", "pillow", "pandas")
 _LONGEST_NAME = 48  # characters of the methods' names in a folder's name
@@ -224,6 +224,8 @@ def _read_record(record: Path) -> dict[str, Any]:
     try:
         stored = json.loads(record.read_bytes())
         _RECORD.validate_python(stored)
+        if not stored["identity"]["segmenters"] or not all(map(is_file_name, stored["identity"]["segmenters"])):
+            raise ValueError("segmenters must have names that folders can have")
         masks = stored.get("masks")
         if masks is not None and masks.keys() != {"folder", "suffix"}:
             raise ValueError("masks must have folder and suffix")

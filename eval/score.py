@@ -38,7 +38,7 @@ from diffseg.eval.progress import track
 from diffseg.eval.protocols import Matching, OneToOne, Protocol, paired_table
 from diffseg.eval.runs import Run, in_a_line
 from diffseg.eval.workers import killed_readers_told, loader
-from diffseg.files import write
+from diffseg.files import is_file_name, write
 
 MapPath = Callable[[str, str], Path]  # (segmenter, key) -> its label map
 
@@ -301,7 +301,8 @@ def write_counts(run: Run, counts: Counts, counted_with: Mapping[str, str]) -> N
         facts = {"counted_with": counted_with[name], "skipped": counts.skipped}
         table = pa.Table.from_pandas(rows, preserve_index=False)
         table = table.replace_schema_metadata({**(table.schema.metadata or {}), b"diffseg": json.dumps(facts).encode()})
-        write(run.images(name), lambda file, table=table: pq.write_table(table, file))  # type: ignore[misc]
+        # With checksums, so that a flipped bit is no count.
+        write(run.images(name), lambda file, table=table: pq.write_table(table, file, write_page_checksum=True))  # type: ignore[misc]
 
 
 def read_counts(run: Run, segmenter: str) -> tuple[pd.DataFrame, dict[str, Any]]:
@@ -312,19 +313,25 @@ def read_counts(run: Run, segmenter: str) -> tuple[pd.DataFrame, dict[str, Any]]
     """
     path = run.images(segmenter)
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(path, page_checksum_verification=True)
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path} is missing or damaged ({error}): score the run again") from None
+        raise DataError(f"{path} is missing or damaged ({in_a_line(error)}): score the run again") from None
     try:
         facts = json.loads((table.schema.metadata or {})[b"diffseg"])
         columns = ["key", "segments", "pixels", *({"boundaries"} & set(table.column_names))]
         images = table.select(columns).to_pandas()
-        facts["counted_with"], dict(facts["skipped"]), tables_of(images)
+        facts["counted_with"], dict(facts["skipped"])
+        _check_tables(tables_of(images))
         return images, facts
-    except (KeyError, ValueError, TypeError, IndexError):
+    except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError, pa.ArrowException):
         raise DataError(
             f"{path} is damaged, or was counted by an earlier version of diffseg: score the run again"
         ) from None
+
+
+def _check_tables(tables: Sequence[np.ndarray]) -> None:
+    if not tables or len({len(table) for table in tables}) > 1 or any((table < 0).any() for table in tables):
+        raise ValueError("no image, different numbers of classes, or counts below 0")
 
 
 def tables_of(images: pd.DataFrame) -> list[np.ndarray]:
@@ -387,13 +394,38 @@ def read_summary(run: Run) -> Summary:
     Raises:
         DataError: missing or damaged.
     """
+    return summary_of(run.summary)
+
+
+def summary_of(path: Path) -> Summary:
+    """A summary.json.
+
+    Raises:
+        DataError: missing or damaged.
+    """
     try:
-        summary = json.loads(run.summary.read_bytes())
+        summary = json.loads(path.read_bytes())
         _SUMMARY.validate_python(summary)
+        _check_names(summary)
         return summary
     except FileNotFoundError:
-        raise DataError(f"{run.summary} is missing: score the run first") from None
+        raise DataError(f"{path} is missing: score the run first") from None
     except (ValueError, OSError, RecursionError) as error:
         raise DataError(
-            f"{run.summary} is damaged, or of an earlier version of diffseg ({in_a_line(error)}): score the run again"
+            f"{path} is damaged, or of an earlier version of diffseg ({in_a_line(error)}): score the run again"
         ) from None
+
+
+def _check_names(summary: Summary) -> None:
+    """Checks that names which one part of a summary gives are those of the others."""
+    names, protocols = summary["segmenters"].keys(), summary["protocols"]
+    if not names or not all(map(is_file_name, names)):
+        raise ValueError("segmenters must have names that folders can have")
+    if summary["protocol"] not in protocols or protocols.keys() != summary["headlines"].keys():
+        raise ValueError("protocol, protocols and headlines do not go together")
+    for rule, by_segmenter in protocols.items():
+        if by_segmenter.keys() != names or any(summary["headlines"][rule] not in s for s in by_segmenter.values()):
+            raise ValueError(f"protocols.{rule} has other segmenters, or lacks its headline")
+    classes = summary["dataset"]["classes"]
+    if any(scores["iou"].keys() != set(classes) for scores in summary["segmenters"].values() if "iou" in scores):
+        raise ValueError("iou is of other classes than the data set's")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -106,10 +107,10 @@ def recommended(name: str) -> dict[str, Any]:
         return {}
     try:
         settings = dict(json.loads(file.read_bytes()))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{file} is damaged ({error}): it holds the settings of a model as a JSON object") from None
     for key, value in settings.items():
-        if type(value) not in (int, float):
+        if type(value) not in (int, float) or not abs(value) < math.inf:
             raise UserError(f"{file}: {key} must be a number, got {value!r}")
     return settings
 

@@ -46,6 +46,8 @@ class Grid(Segmenter):
     def __init__(self, rows: int = 3, columns: int = 3):
         if rows < 1 or columns < 1:
             raise UserError(f"a grid has at least 1 row and 1 column, got {rows} and {columns}")
+        if rows * columns > 65536:
+            raise UserError(f"a grid has at most 65536 cells, rows x columns; got {rows} x {columns}")
         self.rows, self.columns = rows, columns
 
     def segment(self, image: Observed) -> np.ndarray:

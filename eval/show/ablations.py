@@ -17,8 +17,9 @@ import yaml
 import diffseg
 from diffseg.backbones.base import PAPER_TIMESTEP, recommended
 from diffseg.errors import UserError
-from diffseg.eval.runs import find_run
+from diffseg.eval.runs import find_run, in_a_line
 from diffseg.eval.score import Summary, read_summary
+from diffseg.files import is_file_name
 
 _METHOD = "diffseg.methods.merging.Merging"
 
@@ -254,8 +255,22 @@ def _runs_of(folder: Path) -> list[Path]:
     jobs = sorted((folder / "jobs").glob("*.json"))
     if (folder / "run.json").is_file() or not jobs:
         return [folder]
-    results = [json.loads(job.read_text()) for job in jobs]
-    return [folder.parent.parent / result["run"] for result in results if "run" in result]
+    names = [name for name in map(_run_of, jobs) if name is not None]
+    if not names:
+        raise UserError(f"{folder} holds no job that gave a result: run the sweep again")
+    return [folder.parent.parent / name for name in names]
+
+
+def _run_of(job: Path) -> str | None:
+    """The run of a sweep's job, by its file; None: it failed."""
+    try:
+        result = json.loads(job.read_bytes())
+        name = result.get("run")
+        if name is not None and not is_file_name(name):
+            raise ValueError(f"run must be a folder's name, got {name!r}")
+        return name
+    except (ValueError, AttributeError, OSError, RecursionError) as error:
+        raise UserError(f"{job} is damaged ({in_a_line(error)}): run the sweep again, or remove it") from None
 
 
 def _read(folder: Path, score_size: int | None) -> list[Candidate]:

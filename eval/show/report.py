@@ -17,7 +17,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from diffseg.datasets.base import Dataset, read_map
+from diffseg.datasets.base import DataError, Dataset, read_map
 from diffseg.datasets.transforms import centre_crop, resize_label
 from diffseg.errors import UserError
 from diffseg.eval.protocols import Matching, OneToOne, Protocol
@@ -56,6 +56,12 @@ def write_report(run: Run, dataset: Dataset, summary: Summary, protocol: Protoco
     """
     rule = protocol if isinstance(protocol, Matching) else OneToOne()
     images = {name: image_scores(read_counts(run, name)[0], rule, dataset.background) for name in summary["segmenters"]}
+    classes = summary["dataset"]["classes"]
+    if classes != list(dataset.classes):
+        raise DataError(f"{run.summary} is of other classes than the data set has now: score the run again")
+    for name, rows in images.items():
+        if len(rows["table"][0]) != len(classes) + 1:
+            raise DataError(f"{run.images(name)} is of other classes than {run.summary.name}: score the run again")
     first = next(iter(images))
     best, worst = extremes(images[first])
     ablation = ablation_in(summary)

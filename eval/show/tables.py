@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 import pandas as pd
 import typer
@@ -21,7 +22,7 @@ from rich.table import Table
 from diffseg.datasets.base import DataError
 from diffseg.errors import UserError
 from diffseg.eval.runs import find_run
-from diffseg.eval.score import Summary, read_summary
+from diffseg.eval.score import Summary, read_summary, summary_of
 from diffseg.eval.show.published import SOURCES, published_rows
 from diffseg.files import write
 
@@ -36,12 +37,10 @@ def summaries(runs: Path) -> list[Summary]:
     """summary*.json of every scored run with a model, the latest last; damaged ones are left out."""
     found: list[Summary] = []
     for path in sorted(runs.glob("*/summary*.json"), key=lambda p: p.stat().st_mtime):
-        try:
-            summary = json.loads(path.read_text())
-        except ValueError:
-            continue
-        if isinstance(summary, dict) and summary.get("model") is not None and "protocols" in summary:
-            found.append(cast(Summary, summary))
+        with suppress(DataError):
+            summary = summary_of(path)
+            if summary["model"] is not None:
+                found.append(summary)
     return found
 
 
