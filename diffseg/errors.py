@@ -24,17 +24,9 @@ class UserError(ValueError):
         super().__init__(visible(message))
 
 
-def visible(text: str) -> str:
-    """The text with escapes for what would break its line or steer a terminal."""
-    return _UNSEEN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
-
-    def __init__(self, message: str):
-        super().__init__(printable(message))
-
-
-def printable(text: object) -> str:
-    """Text that every stream and file takes: bytes of a file's name that are not UTF-8 are written as \\udcXX."""
-    return str(text).encode("utf-8", "backslashreplace").decode("utf-8")
+def visible(text: object) -> str:
+    """Text with escapes for what would break its line or steer a terminal, or what no stream can be given (bytes that are not UTF-8)."""
+    return _UNSEEN.sub(lambda match: match[0].encode("unicode_escape").decode(), str(text))
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:
