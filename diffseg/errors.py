@@ -25,7 +25,7 @@ class UserError(ValueError):
 
 
 def visible(text: object) -> str:
-    """Text with escapes for what would break its line or steer a terminal, or what no stream can be given (bytes that are not UTF-8)."""
+    """Text with escapes for what would break its line, steer a terminal or is not UTF-8."""
     return _UNSEEN.sub(lambda match: match[0].encode("unicode_escape").decode(), str(text))
 
 
