@@ -887,7 +887,9 @@ TRUTH = np.kron(np.arange(4).reshape(2, 2), np.ones((64, 64), int))
 
 
 @pytest.mark.parametrize(
-    "segmenter", [Merging(1.0), Merging(0.5, relative=True), KMeans(4), KMeansOracle(), ColourKMeans()], ids=repr
+    "segmenter",
+    [Merging(1.0), Merging(0.5, relative=True), KMeans(4), KMeansOracle(), ColourKMeans()],
+    ids=lambda method: type(method).__name__,
 )
 def test_every_method_finds_four_quarters(segmenter):
     (found,) = predict.segment(segmenter, quarters(), [TRUTH])
@@ -904,7 +906,9 @@ def test_a_relative_threshold_does_not_depend_on_how_sharp_the_attention_is():
     np.testing.assert_array_equal(relative.segment(flat[0]), relative.segment(sharp[0]))
 
 
-@pytest.mark.parametrize("segmenter", [Merging(0.3), Merging([0.2, 0.5], refine=True), KMeans(3)], ids=repr)
+@pytest.mark.parametrize(
+    "segmenter", [Merging(0.3), Merging([0.2, 0.5], refine=True), KMeans(3)], ids=lambda method: type(method).__name__
+)
 def test_a_batch_is_segmented_as_its_images_are(segmenter):
     g = torch.Generator().manual_seed(0)
     maps = {(n, n): torch.softmax(3 * torch.randn(3, n * n, n * n, generator=g), -1) for n in (16, 8)}
