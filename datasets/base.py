@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from diffseg.datasets.transforms import centre_crop, image_to_pixels, resize_label
-from diffseg.errors import UserError, did_you_mean
+from diffseg.errors import UserError, did_you_mean, printable
 from diffseg.files import content_hashes
+from diffseg.images import ImageError, read_numbers, read_rgb, read_size
 
 
 class DataError(UserError):
@@ -55,7 +55,7 @@ class Dataset:
         twice = next((name for name in self.classes if self.classes.count(name) > 1), None)
         if twice is not None:
             raise DataError(f"classes: {twice!r} is named more than once: every class needs a name of its own")
-        wrong = next((key for key in self.keys if not key.isprintable() or ".." in key.split("/")), None)
+        wrong = next((key for key in self.keys if printable(key) != key or ".." in key.split("/")), None)
         if wrong is not None:
             raise DataError(f"the image {wrong!r} has a name that is no text in UTF-8, or leads elsewhere: rename it")
         whole = self.note or f"{len(self.keys):,} images"
@@ -113,7 +113,7 @@ class Dataset:
         return centre_crop(self.photo(key))
 
     def label(self, key: str) -> np.ndarray:
-        """int16 [size, size], -1 = ignored: centre crop, nearest-exact."""
+        """int32 [size, size], -1 = ignored: centre crop, nearest-exact."""
         return resize_label(self.raw_label(key), self.size)
 
     def check_size(self, key: str, shape: tuple[int, ...]) -> None:
@@ -125,7 +125,8 @@ class Dataset:
         file = self.file(key)
         if file is None:
             return
-        width, height = _read_size(file)
+        with _named():
+            width, height = read_size(file)
         if (height, width) != shape:
             raise DataError(
                 f"{file} is {width} x {height} but its label {shape[1]} x {shape[0]} pixels: one of the two files "
@@ -150,47 +151,52 @@ def _read_keys(keys: Sequence[str] | str | Path) -> list[str]:
         ) from None
 
 
+_EXACT_FLOAT = 1 << 24  # beyond this, float32 (which Pillow also makes of float64) lacks whole numbers
+
+
 def read_photo(path: Path) -> np.ndarray:
-    """An image file as stored, uint8 [H, W, 3]; EXIF orientation is not applied: labels are drawn on stored pixels.
+    """An image file, uint8 [H, W, 3], converted as for `diffseg segment` (`images.load_image`).
+
+    But EXIF orientation is not applied, because labels are drawn on stored pixels; and any size will do.
 
     Raises:
-        DataError: missing, damaged or not an image.
+        DataError: missing, damaged, not an image, above 100 megapixels, pixels that are not finite numbers.
     """
-    return _read(path, "RGB")
+    with _named():
+        return read_rgb(path)
 
 
 def read_map(path: Path) -> np.ndarray:
-    """A label PNG as stored, int [H, W], whatever its bit depth; a palette's indices, not its colours.
+    """A label map as stored, int32 [H, W], whatever its bit depth; a palette's indices, not its colours.
 
     Raises:
-        DataError: missing, damaged, or a picture with colours.
+        DataError: missing, damaged, above 100 megapixels; a picture with colours, or of several frames or pages; a
+            value that is no whole number from 0 on.
     """
-    values = _read(path, None)
+    with _named():
+        values = read_numbers(path)
     if values.ndim != 2:
         raise DataError(f"{path} is a colour picture, not a label map: a label map has one channel of numbers")
+    if values.dtype.kind == "f":
+        good = (values >= 0) & (values <= _EXACT_FLOAT) & (values == np.floor(values))
+    else:
+        good = values >= 0  # unsigned 32 bits arrive as signed ones: from 2,147,483,648 on, they are negative here
+    if not good.all():
+        most = f"{_EXACT_FLOAT:,} as floating point" if values.dtype.kind == "f" else "2,147,483,647"
+        raise DataError(
+            f"{path} holds the value {values[~good][0]}: a label map holds whole numbers from 0 to {most}; "
+            f"write what is not to be scored as a number of its own"
+        )
     return values.astype(np.int32)
 
 
-def _read(path: Path, mode: str | None) -> np.ndarray:
-    with _named(path), Image.open(path) as image:
-        return np.asarray(image.convert(mode) if mode else image)
-
-
-def _read_size(path: Path) -> tuple[int, int]:
-    """(width, height) by the file's header."""
-    with _named(path), Image.open(path) as image:
-        return image.size
-
-
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Errors of reading a picture, as one sentence that names it."""
+def _named() -> Iterator[None]:
+    """A picture that cannot be used, as an error of the data set."""
     try:
         yield
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing: fetch it again, or remove its partner") from None
-    except (OSError, SyntaxError, EOFError) as error:
-        raise DataError(f"{path} is damaged or not an image ({error}): fetch it again") from None
+    except ImageError as error:
+        raise DataError(str(error)) from None
 
 
 def require_folder(folder: Path, layout: str) -> Path:

@@ -1,13 +1,19 @@
 """Fetches COCO val2017 with its stuff labels: `make data-coco`, or `python -m diffseg.datasets.download ROOT`.
 
-An interrupted transfer continues where it broke; archives are checked against the length the server announces and,
-while they are unpacked, against the checksums inside them; what is complete is not fetched again.
+Connections that fail and servers that answer 5xx are tried again a few times; an interrupted transfer continues where
+it broke. Archives are checked against the length the server announces, against what they should hold, and, while they
+are unpacked, against the checksums inside them: one that fails is removed, so that the next call fetches it anew. What
+is complete is not fetched again.
 """
 
 from __future__ import annotations
 
+import errno
 import shutil
 import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -20,16 +26,26 @@ from urllib3.util import Retry
 
 from diffseg.datasets.base import DataError
 
+# COCO's archives have less than 1 GB and some 123,000 members; these limits leave room.
+MOST_PACKED_BYTES = 8 << 30
+MOST_MEMBERS = 1_000_000
+_PIECE_BYTES = 1 << 16
+_READABLE = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # Python unpacks others in pieces of any size
+
 
 @dataclass(frozen=True)
 class Archive:
-    """A zip file to fetch: the members `suffix` below a folder `part` are unpacked to ROOT/target, `count` of them."""
+    """A zip file to fetch: the members `suffix` below a folder `part` are unpacked to ROOT/target, `count` of them.
+
+    most_bytes: what they may take unpacked.
+    """
 
     url: str
     part: str
     suffix: str
     target: str
     count: int
+    most_bytes: int = 4 << 30
 
     @property
     def name(self) -> str:
@@ -58,17 +74,27 @@ def fetch(archive: Archive, folder: Path) -> Path:
     if path.is_file():
         return path
     folder.mkdir(parents=True, exist_ok=True)
-    session = requests.Session()
-    session.mount("http", HTTPAdapter(max_retries=Retry(4, backoff_factor=0.5, status_forcelist=[500, 502, 503, 504])))
     try:
-        _transfer(session, archive, partial)
+        with _session() as session:
+            _transfer(session, archive, partial)
     except requests.RequestException as error:
+        status = f" {error.response.status_code}" if error.response is not None else ""
         raise DataError(
-            f"cannot fetch {archive.url} ({type(error).__name__}): check the network and run this again, it continues "
-            f"where it broke; or fetch the file elsewhere and put it at {path}"
+            f"cannot fetch {archive.url} ({type(error).__name__}{status}): check the network and run this again, it "
+            f"continues where it broke; or fetch the file elsewhere and put it at {path}"
         ) from error
     partial.replace(path)
     return path
+
+
+def _session() -> requests.Session:
+    """Tries again what fails before an answer begins, after 0, 1, 2 and 4 seconds, whatever time a server asks for."""
+    retry = Retry(4, backoff_factor=0.5, status_forcelist=[500, 502, 503, 504], respect_retry_after_header=False)
+    session = requests.Session()
+    for scheme in ("http://", "https://"):  # as long as those of requests itself: a shorter prefix would lose to them
+        session.mount(scheme, HTTPAdapter(max_retries=retry))
+    session.headers["Accept-Encoding"] = "identity"  # packed on the way, lengths and places would be of something else
+    return session
 
 
 def _transfer(session: requests.Session, archive: Archive, partial: Path) -> None:
@@ -76,24 +102,48 @@ def _transfer(session: requests.Session, archive: Archive, partial: Path) -> Non
     have = partial.stat().st_size if partial.is_file() else 0
     headers = {"Range": f"bytes={have}-"} if have else {}
     with session.get(archive.url, headers=headers, stream=True, timeout=60) as answer:
-        if answer.status_code == 416:  # nothing beyond what is there: it was complete but for its name
-            total = int(answer.headers.get("Content-Range", f"*/{have}").rsplit("/", 1)[-1])
+        packed = answer.headers.get("Content-Encoding", "identity").lower() != "identity"
+        place, _, whole = answer.headers.get("Content-Range", f"bytes {have}-/").partition("/")
+        if have and answer.status_code == 416:  # nothing beyond what is there: it was complete but for its name
+            total = _number(whole) or have
+        elif have and answer.status_code == 206 and (packed or not place.startswith(f"bytes {have}-")):
+            partial.unlink()  # another part than the one asked for, or a part of packed bytes: it continues nothing
+            return _transfer(session, archive, partial)
         else:
             answer.raise_for_status()
             if answer.status_code != 206:  # the server starts from the beginning
                 have = 0
-            total = have + int(answer.headers.get("Content-Length", 0))
-            columns = (*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn())
-            with partial.open("ab" if have else "wb") as file, Progress(*columns, transient=True) as progress:
-                task = progress.add_task(archive.name, total=total or None, completed=have)
-                for chunk in answer.iter_content(1 << 16):  # at most this much is lost when it breaks off
-                    file.write(chunk)
-                    progress.advance(task, len(chunk))
+            announced = _number(answer.headers.get("Content-Length", ""))
+            total = have + announced if announced and not packed else 0
+            try:
+                _receive(answer, archive, partial, have, total)
+            except BaseException:
+                if packed:  # unpacked bytes, whose number says nothing to the server
+                    partial.unlink(missing_ok=True)
+                raise
     if total and partial.stat().st_size != total:
         size = partial.stat().st_size
         if size > total:
             partial.unlink()
         raise DataError(f"{archive.url} broke off at {size:,} of {total:,} bytes: run this again, it continues")
+
+
+def _receive(answer: requests.Response, archive: Archive, partial: Path, have: int, total: int) -> None:
+    """Writes an answer to `partial`, after the `have` bytes that are there; total: bytes in the end, 0: unknown."""
+    columns = (*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn())
+    with partial.open("ab" if have else "wb") as file, Progress(*columns, transient=True) as progress:
+        task = progress.add_task(archive.name, total=total or None, completed=have)
+        for piece in answer.iter_content(_PIECE_BYTES):  # at most this much is lost when it breaks off
+            have += len(piece)
+            if max(have, total) > MOST_PACKED_BYTES:
+                partial.unlink()
+                raise DataError(f"{archive.url} sends more than {MOST_PACKED_BYTES:,} bytes: that is no {archive.name}")
+            file.write(piece)
+            progress.advance(task, len(piece))
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isascii() and text.isdecimal() else 0
 
 
 def unpack(path: Path, archive: Archive, root: Path) -> int:
@@ -102,31 +152,74 @@ def unpack(path: Path, archive: Archive, root: Path) -> int:
     Only the last part of a member's name is used, so nothing can land outside the target.
 
     Raises:
-        DataError: the archive is damaged (it is removed, to be fetched again) or lacks members.
+        DataError: the archive is damaged, lacks members or would unpack to more than `most_bytes`. It is removed, to be
+            fetched again.
     """
     target = root / archive.target
     target.mkdir(parents=True, exist_ok=True)
-    try:
-        with zipfile.ZipFile(path) as opened:
-            members = [
-                m
-                for m in opened.infolist()
-                if m.filename.endswith(archive.suffix) and archive.part in m.filename.split("/")[:-1]
-            ]
-            for member in track(members, f"unpacking {archive.name}", transient=True):
-                place = target / Path(member.filename).name
-                if place.is_file() and place.stat().st_size == member.file_size:
-                    continue
-                partial = place.with_suffix(".partial")
+    with _removed_if_bad(path), zipfile.ZipFile(path) as opened:
+        members = _members(opened, archive)
+        left_bytes = archive.most_bytes
+        for name, member in track(members.items(), f"unpacking {archive.name}", transient=True):
+            place = target / name
+            if place.is_file() and place.stat().st_size == member.file_size:
+                continue
+            partial = place.with_suffix(".partial")
+            try:
                 with opened.open(member) as source, partial.open("wb") as file:
-                    shutil.copyfileobj(source, file)
+                    for piece in iter(lambda source=source: source.read(_PIECE_BYTES), b""):  # type: ignore[misc]
+                        left_bytes -= len(piece)
+                        if left_bytes < 0:
+                            raise _ArchiveError(f"unpacks to more than {archive.most_bytes:,} bytes")
+                        file.write(piece)
                 partial.replace(place)
-    except (zipfile.BadZipFile, EOFError) as error:
-        path.unlink()
-        raise DataError(f"{path} is damaged ({error}) and was removed: run this again to fetch it anew") from error
-    if len(members) != archive.count:
-        raise DataError(f"{path} holds {len(members)} {archive.suffix} files of {archive.part}, not {archive.count}")
+            finally:
+                partial.unlink(missing_ok=True)
     return len(members)
+
+
+class _ArchiveError(Exception):
+    """What is wrong with an archive."""
+
+
+def _members(opened: zipfile.ZipFile, archive: Archive) -> dict[str, zipfile.ZipInfo]:
+    """The wanted members by the last part of their names: as many as there should be, and not too large."""
+    everything = opened.infolist()
+    if len(everything) > MOST_MEMBERS:
+        raise _ArchiveError(f"holds {len(everything):,} members, more than {MOST_MEMBERS:,}")
+    members = {
+        Path(m.filename).name: m
+        for m in everything
+        if m.filename.endswith(archive.suffix) and archive.part in m.filename.split("/")[:-1]
+    }
+    if len(members) != archive.count:
+        raise _ArchiveError(f"holds {len(members)} {archive.suffix} files of {archive.part}, not {archive.count}")
+    size = sum(m.file_size for m in members.values())
+    if size > archive.most_bytes:
+        raise _ArchiveError(f"unpacks to {size:,} bytes, more than {archive.most_bytes:,}")
+    odd = next((m for m in members.values() if m.compress_type not in _READABLE or m.flag_bits & 1), None)
+    if odd is not None:
+        raise _ArchiveError(f"holds {odd.filename} encrypted, or packed in an unusual way")
+    return members
+
+
+@contextmanager
+def _removed_if_bad(path: Path) -> Iterator[None]:
+    """What is wrong with an archive, as one sentence; it is removed."""
+    try:
+        yield
+    except _ArchiveError as error:
+        reason = str(error)
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
+        reason = f"is damaged ({error})"
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a place outside the file; all else is the disk's trouble
+            raise
+        reason = "is damaged (it names places outside itself)"
+    else:
+        return
+    path.unlink()
+    raise DataError(f"{path} {reason}, and was removed: run this again to fetch it anew")
 
 
 def download(root: Path, archives: tuple[Archive, ...] = COCO) -> None:

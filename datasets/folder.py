@@ -9,7 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from diffseg.datasets.base import DataError, Dataset, read_map, read_photo
+from diffseg.errors import printable
 from diffseg.images import SUFFIXES
+
+MOST_UNNAMED = 1024  # classes that are made of the values alone; every image has counts for each of them
 
 
 class Folder(Dataset):
@@ -18,13 +21,13 @@ class Folder(Dataset):
 
     Args:
         root: the folder.
-        classes: names of the label values 0, 1, ...; empty: the values found, unnamed.
+        classes: names of the label values 0, 1, ...; empty: "0", "1", ... to the largest value, at most 1,023.
         ignore: label value that is not scored.
         label_suffix: what replaces the image's suffix to give its label's name.
         count, keys: a part of the images, see `Dataset.choose`.
 
     Raises:
-        DataError: no images, or labels for some of the images only.
+        DataError: no images, or labels for some of the images only; no classes, and values too large to be theirs.
     """
 
     def __init__(
@@ -45,11 +48,16 @@ class Folder(Dataset):
         self._photos = {p.stem if of_stem[p.stem] == 1 else p.name: p for p in sorted(photos)}
         if not self._photos:
             raise DataError(f"the folder {self.root} has no images ({', '.join(sorted(SUFFIXES))}) directly in it")
+        nameless = [p for p in self._photos.values() if printable(p.name) != p.name]
+        if nameless:
+            raise DataError(
+                f"the name of {nameless[0]} is not UTF-8, or holds control characters, so results cannot be filed under it: rename it"
+            )
         if len(self._photos) != len(photos):
             hidden = next(p for p in photos if p not in self._photos.values())
             raise DataError(f"{hidden} has the name of another image with its suffix: rename one")
         self.keys = list(self._photos)
-        without = [key for key in self.keys if not self._label_path(key).is_file()]
+        without = [key for key in self.keys if not self._label_path(key).exists()]
         self.labelled = not without
         if without and len(without) < len(self.keys):
             names = ", ".join(f"{key}{label_suffix}" for key in without[:3])
@@ -58,9 +66,24 @@ class Folder(Dataset):
             )
         self.classes = tuple(classes)
         if self.labelled and not self.classes:
-            most = max(int(self.raw_label(key).max()) for key in self.keys)
-            self.classes = tuple(str(value) for value in range(most + 1))
+            self.classes = self._numbered_classes()
         self.choose(count, keys)
+
+    def _numbered_classes(self) -> tuple[str, ...]:
+        """ "0", "1", ... to the largest value of all label maps that is not ignored."""
+        most = -1
+        for key in self.keys:
+            value = int(self.raw_label(key).max())
+            if value >= MOST_UNNAMED:
+                raise DataError(
+                    f"{self._label_path(key)} holds the value {value:,}: values without names are taken for numbers of "
+                    f"classes, below {MOST_UNNAMED:,}; give class maps instead of instance maps, name the classes "
+                    f"(dataset.classes=[...]), or say which value is not scored (dataset.ignore=...)"
+                )
+            most = max(most, value)
+        if most < 0:
+            raise DataError(f"{self.root}: every pixel of every label map is {self.ignore}, which dataset.ignore names")
+        return tuple(str(value) for value in range(most + 1))
 
     def _label_path(self, key: str) -> Path:
         return self.root / f"{key}{self._suffix}"

@@ -27,6 +27,8 @@ def image_to_pixels(image: np.ndarray, size: int = 512) -> torch.Tensor:
 
 
 def resize_label(label: np.ndarray, size: int = 512) -> np.ndarray:
-    """A label map int [H, W] as int16 [size, size]: nearest with half-pixel centres ("nearest-exact")."""
-    x = torch.from_numpy(centre_crop(label).astype(np.float32))[None, None]
-    return F.interpolate(x, (size, size), mode="nearest-exact")[0, 0].numpy().astype(np.int16)
+    """A label map int [H, W] as int32 [size, size]: nearest with half-pixel centres ("nearest-exact"), any int32."""
+    square = centre_crop(label)
+    positions = torch.arange(len(square), dtype=torch.float32)[None, None]  # torch says which; it moves no label
+    nearest = F.interpolate(positions, size, mode="nearest-exact")[0, 0].numpy().astype(np.int64)
+    return square[np.ix_(nearest, nearest)].astype(np.int32)

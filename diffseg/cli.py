@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from diffseg import __version__
-from diffseg.errors import UserError
+from diffseg.errors import UserError, printable
 from diffseg.files import check_writable, write
 from diffseg.options import (
     Anchors,
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 OUTPUTS = (".labels.png", ".overlay.png", ".json")
+_NAME_BYTES = 255 - max(map(len, OUTPUTS))  # file systems take names of 255 bytes
 
 
 def _version(asked: bool) -> None:
@@ -204,7 +208,7 @@ def find_photos(paths: Iterable[Path]) -> list[Path]:
 
     found: list[Path] = []
     for path in paths:
-        if path.is_dir():
+        if _is_folder(path):
             inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.endswith(OUTPUTS))
             if not inside:
                 raise UserError(f"the folder {path} has no photos ({', '.join(sorted(SUFFIXES))}) directly in it")
@@ -214,8 +218,16 @@ def find_photos(paths: Iterable[Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
+def _is_folder(path: Path) -> bool:
+    with suppress(OSError):  # such as too long a name: reading the photo says so, and the others are done
+        return path.is_dir()
+    return False
+
+
 def name_outputs(photos: list[Path]) -> dict[str, Path]:
     """Result name -> photo: the photo's name without suffix; where that is taken twice, with suffix, then folder.
+
+    A name that would be too long for a file system, with what results add to it, is cut and ends with its hash.
 
     Raises:
         UserError: two photos whose folder and name are both the same.
@@ -227,13 +239,23 @@ def name_outputs(photos: list[Path]) -> dict[str, Path]:
     ]
     jobs: dict[str, Path] = {}
     for name in names:
-        count = Counter(name(p) for p in photos)
-        jobs.update({name(p): p for p in photos if count[name(p)] == 1})
-        photos = [p for p in photos if count[name(p)] > 1]
+        short = {p: _shortened(name(p)) for p in photos}
+        count = Counter([*jobs, *short.values()])
+        jobs.update({result: p for p, result in short.items() if count[result] == 1})
+        photos = [p for p in photos if count[short[p]] > 1]
     if photos:
-        both = names[-1](photos[0])
-        raise UserError(f"{photos[0]} and {photos[1]} would both be written as {both}: run them with different --out")
+        both = _shortened(names[-1](photos[0]))
+        other = next((p for p in photos[1:] if _shortened(names[-1](p)) == both), jobs.get(both))
+        raise UserError(f"{photos[0]} and {other} would both be written as {both}: run them with different --out")
     return dict(sorted(jobs.items()))
+
+
+def _shortened(name: str) -> str:
+    stored = os.fsencode(name)
+    if len(stored) <= _NAME_BYTES:
+        return name
+    mark = f"-{hashlib.sha256(stored).hexdigest()[:8]}"
+    return stored[: _NAME_BYTES - len(mark)].decode("utf-8", "ignore") + mark  # no half of a character at the cut
 
 
 def process_files(
@@ -259,7 +281,7 @@ def process_files(
     with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress:
         task = progress.add_task("segmenting", total=len(jobs))
         for name, photo in jobs.items():
-            progress.update(task, description=photo.name)
+            progress.update(task, description=printable(photo.name))
             try:
                 made = make(load_image(photo), photo)
             except ImageError as error:
@@ -272,9 +294,11 @@ def process_files(
     seconds, done = time.perf_counter() - start, len(jobs) - len(failed)
     if done:
         each = f"{seconds / len(jobs):.1f} s each"
-        typer.echo(f"{done} photo{'s' * (done != 1)}, {segments} segments in {seconds:.1f} s ({each}) -> {out}")
+        typer.echo(
+            f"{done} photo{'s' * (done != 1)}, {segments} segments in {seconds:.1f} s ({each}) -> {printable(out)}"
+        )
     if failed:
-        typer.echo(f"{len(failed)} could not be segmented: {', '.join(map(str, failed))}", err=True)
+        typer.echo(f"{len(failed)} could not be segmented: {', '.join(map(printable, failed))}", err=True)
     return failed
 
 

@@ -21,12 +21,15 @@ class UserError(ValueError):
     """
 
     def __init__(self, message: str):
-        super().__init__(visible(message))
+        super().__init__(printable(message))
 
 
-def visible(text: str) -> str:
-    """The text with escapes for what would break its line or steer a terminal."""
-    return _UNSEEN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+def printable(text: object) -> str:
+    """Text that every stream and file takes, with escapes for what would break its line or steer a terminal.
+
+    Bytes of a file's name that are not UTF-8 are written as \\udcXX.
+    """
+    return _UNSEEN.sub(lambda match: match[0].encode("unicode_escape").decode(), str(text))
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import socket
+import stat
 import tempfile
 import time
 import uuid
@@ -15,9 +17,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from diffseg.errors import printable
+
 PARTIAL = ".partial"
 _LONGEST_NAME = 200  # bytes; file systems have room for 255, and suffixes may follow
 _ABANDONED_S = 86_400  # a temporary file that nobody has touched for a day belongs to nobody
+_NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES)
 _SETTLED_NS = 2_000_000_000  # a file changed this recently may change again within one tick of its clock
 
 
@@ -46,7 +51,7 @@ def write(path: Path, content: str | bytes | Callable[[BinaryIO], object]) -> No
 
 def is_file_name(name: object) -> bool:
     """Whether something can be the name of a file or folder that lies directly in another."""
-    if not isinstance(name, str) or not name.isprintable() or "/" in name or "\\" in name:
+    if not isinstance(name, str) or printable(name) != name or "/" in name or "\\" in name:
         return False
     return name not in ("", ".", "..") and len(name.encode()) <= _LONGEST_NAME
 
@@ -98,7 +103,9 @@ def cache_folder() -> Path:
 
 
 def content_hashes(files: Mapping[str, Path], remember: bool = True) -> dict[str, str]:
-    """sha256 (16 hex digits) of what each file holds, by its key; "" where there is no such file.
+    """sha256 (16 hex digits) of what each file holds, by its key; "" where there is none that can be read.
+
+    Pipes, devices and what permissions close count as none: whoever reads them next says so. Reading one could hang.
 
     remember: keep hashes by path, size and time of modification, so that a large data set is read once, not once a run.
     """
@@ -114,12 +121,16 @@ def content_hashes(files: Mapping[str, Path], remember: bool = True) -> dict[str
     def look(path: Path) -> tuple[str, list | None]:
         try:
             facts = path.stat()
+            if not stat.S_ISREG(facts.st_mode):  # to read a pipe or a device might never end
+                return "", None
             before = remembered.get(str(path))
             if before and before[:2] == [facts.st_size, facts.st_mtime_ns]:
                 return before[2], before
             with path.open("rb") as file:
                 content = hashlib.file_digest(file, "sha256").hexdigest()[:16]
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        except OSError as error:
+            if error.errno not in _NO_FILE:
+                raise
             return "", None
         settled = time.time_ns() - facts.st_mtime_ns > _SETTLED_NS
         return content, [facts.st_size, facts.st_mtime_ns, content] if settled else None

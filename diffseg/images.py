@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Sequence
+import stat
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,6 +19,11 @@ from diffseg.errors import UserError
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".avif"})
 MIN_SIDE = 16
 MAX_PIXELS = 100_000_000
+_LIMIT = f"at most {MAX_PIXELS // 10**6} megapixels; shrink it first"
+
+
+# Pillow warns from 89 megapixels on, and refuses from 179; here the limit is MAX_PIXELS, and `open_image` keeps it.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class ImageError(UserError):
@@ -26,54 +34,142 @@ def load_image(image: Image.Image | np.ndarray | str | Path) -> np.ndarray:
     """Any picture as it should be looked at: uint8 [H, W, 3], RGB.
 
     EXIF orientation is applied, transparency is laid over white, 16-bit and floating-point greys are scaled to 8 bits.
+    Of several frames it is the first.
 
     Args:
         image: a PIL image, uint8 [H, W, 3] or [H, W], or a file.
 
     Raises:
-        ImageError: missing, unreadable or truncated file, not an image, below 16 pixels a side, above 100 megapixels.
+        ImageError: missing, unreadable or truncated file, not an image, below 16 pixels a side, above 100 megapixels,
+            pixels that are not finite numbers.
     """
-    name = str(image) if isinstance(image, str | Path) else "the image"
+    if isinstance(image, str | Path):
+        with open_image(image) as opened:
+            return _upright(str(image), opened)
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (3, 4)):
             raise ImageError(f"an image array must be uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
         image = Image.fromarray(image)
-    try:
-        opened = image if isinstance(image, Image.Image) else Image.open(image)
-        _check_size(name, *opened.size)
-        return np.asarray(_to_rgb(ImageOps.exif_transpose(opened)))
-    except FileNotFoundError:
-        raise ImageError(f"{name}: there is no such file") from None
-    except Image.DecompressionBombError:
-        raise ImageError(f"{name}: too large, more than {MAX_PIXELS // 10**6} megapixels; shrink it first") from None
-    except UnidentifiedImageError:
-        raise ImageError(f"{name}: not an image, or of a format that Pillow cannot read") from None
-    except (OSError, SyntaxError, EOFError) as error:  # Pillow's decoders raise all three on damaged files
-        raise ImageError(f"{name}: damaged or unreadable ({error}); export it again") from None
+    _check_not_too_large("the image", *image.size)
+    return _upright("the image", image)
 
 
-def _check_size(name: str, width: int, height: int) -> None:
+def _upright(name: str, image: Image.Image) -> np.ndarray:
+    width, height = image.size
     if min(width, height) < MIN_SIDE:
         raise ImageError(f"{name}: {width} x {height} pixels is too small, at least {MIN_SIDE} a side are needed")
+    with _damage_named(name):
+        image = ImageOps.exif_transpose(image)
+    return _rgb(name, image)
+
+
+def read_rgb(path: str | Path) -> np.ndarray:
+    """A file as `load_image` reads it, uint8 [H, W, 3], but as stored: of any size, EXIF orientation not applied.
+
+    Raises:
+        ImageError: as `load_image`.
+    """
+    with open_image(path) as image:
+        return _rgb(str(path), image)
+
+
+def read_numbers(path: str | Path) -> np.ndarray:
+    """The numbers that a file stores: [H, W] (of a palette: indices) or [H, W, channels], of whatever type.
+
+    Raises:
+        ImageError: as `load_image`; several frames, of which nothing says which is meant.
+    """
+    with open_image(path) as image, _damage_named(path):
+        frames = getattr(image, "n_frames", 1)
+        if frames > 1:
+            raise ImageError(f"{path} holds {frames} frames or pages: save the one that is meant by itself")
+        return np.asarray(image)
+
+
+def read_size(path: str | Path) -> tuple[int, int]:
+    """(width, height) by the file's header.
+
+    Raises:
+        ImageError: as `load_image`, as far as a header shows it.
+    """
+    with open_image(path) as image:
+        return image.size
+
+
+@contextmanager
+def open_image(path: str | Path) -> Iterator[Image.Image]:
+    """A regular file's picture of at most MAX_PIXELS, nothing of it decoded yet.
+
+    Raises:
+        ImageError: there is no such picture; a pipe or a device is not opened, because it might never answer.
+    """
+    with _damage_named(path):
+        kind = Path(path).stat().st_mode
+        if not stat.S_ISREG(kind):
+            called = "a folder" if stat.S_ISDIR(kind) else "a pipe, socket or device"
+            raise ImageError(f"{path} is unreadable: it is {called}, not a file with a picture; give a regular file")
+        image = Image.open(path)
+    with image:
+        _check_not_too_large(path, *image.size)
+        yield image
+
+
+def _check_not_too_large(name: str | Path, width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
+        raise ImageError(f"{name}: {width} x {height} pixels is too large, {_LIMIT}")
+
+
+@contextmanager
+def _damage_named(name: str | Path) -> Iterator[None]:
+    """Whatever Pillow raises, as an ImageError: its decoders raise almost anything on damaged files.
+
+    Only calls of Pillow and of the system belong inside: a mistake of this project would be called damage.
+    """
+    try:
+        yield
+    except ImageError:
+        raise
+    except FileNotFoundError:
+        raise ImageError(f"{name} is missing, there is no such file: fetch it again, or leave it out") from None
+    except Image.DecompressionBombError:
+        raise ImageError(f"{name} is too large, {_LIMIT}") from None
+    except UnidentifiedImageError:
         raise ImageError(
-            f"{name}: {width} x {height} pixels is too large, at most {MAX_PIXELS // 10**6} megapixels; shrink it first"
-        )
+            f"{name} is damaged or not an image, at least of no format that Pillow can read: export or fetch it again"
+        ) from None
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno:
+            raise ImageError(f"{name} is unreadable ({error.strerror}): check the file and its permissions") from None
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ImageError(f"{name} is damaged or unreadable ({reason}): export or fetch it again") from None
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _rgb(name: str, image: Image.Image) -> np.ndarray:
+    """uint8 [H, W, 3] of a picture of any mode."""
+    with _damage_named(name):
+        image.load()
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
-        values = np.asarray(image, np.float32)
-        low, high = float(values.min()), float(values.max())
-        if image.mode == "I" and low >= 0:  # a 16-bit grey that Pillow widened
-            low, high = 0.0, 65535.0 if high > 255 else 255.0
-        image = Image.fromarray(((values - low) / max(high - low, 1e-12) * 255).round().astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+        image = Image.fromarray(_scaled(name, np.asarray(image)))
+    with _damage_named(name):
+        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return np.asarray(image.convert("RGB"))
+
+
+def _scaled(name: str, values: np.ndarray) -> np.ndarray:
+    """int32 or float32 [H, W] as uint8: a 16-bit grey that Pillow widened by 65535, all else from least to largest."""
+    low, high = float(values.min()), float(values.max())
+    if not np.isfinite([low, high]).all():  # NaN in any pixel makes both NaN
+        raise ImageError(f"{name} has pixels that are NaN or infinite: replace them by numbers and export it again")
+    if values.dtype == np.int32 and low >= 0 and high <= 65535:
+        low, high = 0.0, 65535.0 if high > 255 else 255.0
+    shades = values.astype(np.float64)
+    shades -= low
+    shades *= 255 / max(high - low, 1e-12)
+    return np.rint(shades, out=shades).astype(np.uint8)
 
 
 def palette(count: int) -> np.ndarray:
@@ -119,6 +215,8 @@ def distinct_colours(count: int) -> np.ndarray:
 
 def overlay(image: np.ndarray, labels: np.ndarray, opacity: float = 0.5) -> Image.Image:
     """The photo (uint8 [H, W, 3]) under its segments (int [H, W]) in colour, with white outlines."""
+    if labels.max() > 65535:  # numbers of something, not of segments: no colours for those that do not occur
+        labels = np.unique(labels, return_inverse=True)[1].reshape(labels.shape)
     colours = Image.fromarray(palette(int(labels.max()) + 1)[labels])
     mixed = np.array(Image.blend(Image.fromarray(image), colours, opacity))
     edge = np.zeros(labels.shape, bool)

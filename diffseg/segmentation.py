@@ -34,7 +34,7 @@ def aggregate(maps: dict[tuple[int, int], Tensor], weights: Sequence[float] | No
         [B, h, w, h, w] (query row, query column, key row, key column), each [b, i, j] sums to 1.
 
     Raises:
-        UserError: no maps, or weights of the wrong number, negative, or not summing above 0.
+        UserError: no maps, or weights of the wrong number, negative, or without a finite sum above 0.
     """
     if not maps:
         raise UserError("aggregate needs the attention maps of at least one resolution")
@@ -100,9 +100,10 @@ def _shares(sizes: list[tuple[int, int]], weights: Sequence[float] | None) -> li
         raise UserError(
             f"weights: {len(weights)} given, but there are {len(sizes)} resolutions ({names}), finest first"
         )
-    if not all(0 <= x < float("inf") for x in weights) or sum(weights) <= 0:
-        raise UserError(f"weights must be at least 0 and sum above 0, got {list(weights)} for {names}")
-    return [x / sum(weights) for x in weights]
+    total = sum(weights)
+    if not all(x >= 0 for x in weights) or not 0 < total < float("inf"):
+        raise UserError(f"weights must be at least 0, with a finite sum above 0, got {list(weights)} for {names}")
+    return [x / total for x in weights]
 
 
 def _add_repeated(total: Tensor, part: Tensor) -> None:

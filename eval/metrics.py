@@ -86,9 +86,19 @@ def match(hist: np.ndarray) -> Counts:
 
 
 def agreement(a: np.ndarray, b: np.ndarray) -> float:
-    """Share of pixels, 0..1, on which two label maps int [H, W] agree, their numbers matched one to one."""
-    counts = match(histogram(a, b, int(a.max()) + 1))
+    """Share of pixels, 0..1, on which two label maps int [H, W] agree, their numbers matched one to one.
+
+    How large the numbers are costs nothing, only how many of them occur.
+    """
+    first, second = _renumbered(a), _renumbered(b)
+    counts = match(histogram(first, second, int(first.max()) + 1))
     return counts.tp.sum() / counts.pixels
+
+
+def _renumbered(labels: np.ndarray) -> np.ndarray:
+    """Labels int [H, W] with the numbers that occur as 0, 1, ...; negative ones (ignored) stay negative."""
+    numbers, rank = np.unique(labels, return_inverse=True)
+    return rank.reshape(labels.shape) - np.count_nonzero(numbers < 0)
 
 
 def summarise(counts: Counts | Iterable[Counts]) -> dict:

@@ -37,7 +37,7 @@ _WRITERS = 4  # threads: a map takes 2 ms, most of them in zlib, which lets othe
 
 @dataclass(frozen=True)
 class Loaded:
-    """One image, or what was wrong with it. pixels: float32 [3, S, S] by size S; truth: int16 [H, W], for oracles."""
+    """One image, or what was wrong with it. pixels: float32 [3, S, S] by size S; truth: int32 [H, W], for oracles."""
 
     key: str
     pixels: Mapping[int, np.ndarray | Tensor] = field(default_factory=dict)

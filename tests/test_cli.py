@@ -88,6 +88,11 @@ def test_settings_reach_the_result(photos, tmp_path):
         (["--anchors", "17"], "anchors must be 1 to"),
         (["--weights", "1,2"], "2 given, but there are 4 resolutions"),
         (["--weights", "0,0,0,0"], "sum above 0"),
+        (["--weights", "1e308,1e308,1e308,1e308"], "finite sum above 0"),
+        (["--weights", "nan,1,1,1"], "finite sum above 0"),
+        (["--weights", "inf,1,1,1"], "finite sum above 0"),
+        (["--iterations", "100000000"], "iterations must be at most 100, got 100,000,000"),
+        (["--threshold", ",".join(["1"] * 101)], "iterations must be at most 100, got 101"),
         (["--model", "nothing"], "embedded model (mini)"),
         (["--device", "cuda:7"], "is not there"),
         (["--dtype", "float8"], "dtype must be one of float32, float16, bfloat16, got 'float8'"),
@@ -158,6 +163,60 @@ def test_names_never_collide():
     }  # fmt: skip
     with pytest.raises(ValueError, match="--out"):
         name_outputs([Path("1/a/x.png"), Path("2/a/x.png")])
+
+
+def test_a_result_never_takes_the_name_of_another():
+    """x.jpg.png would be x.jpg, as x.jpg is where there is an x.png."""
+    photos = [Path("a/x.jpg.png"), Path("a/x.jpg"), Path("a/x.png")]
+    assert sorted(name_outputs(photos).values()) == sorted(photos)
+
+
+def test_long_names_are_cut_and_stay_apart():
+    """File systems take 255 bytes; a character may have several, and none is cut in half."""
+    photos = [Path(f"a/{'n' * 250}{i}.png") for i in range(2)] + [Path(f"a/{'é' * 124}.png"), Path("a/" + "m" * 243)]
+    names = name_outputs(photos)
+    assert sorted(names.values()) == sorted(photos)
+    assert all(len(f"{name}.overlay.png".encode()) <= 255 for name in names)
+    assert "m" * 243 in names
+    assert names == name_outputs(photos[::-1])
+
+
+def test_a_batch_goes_on_after_a_long_name_and_what_cannot_be_read(photos, tmp_path, monkeypatch):
+    whole = (photos / "scene0.png").read_bytes()
+    long = tmp_path / f"{'n' * 251}.png"
+    for path in (long, tmp_path / "closed.png"):
+        path.write_bytes(whole)
+    opened = Image.open
+
+    def closed(path, *args):  # as root, permissions would stop nobody
+        if Path(path).name == "closed.png":
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *args)
+
+    monkeypatch.setattr(Image, "open", closed)
+    too_long = tmp_path / f"{'x' * 300}.png"
+    ran = run(tmp_path / "closed.png", too_long, long, photos / "scene1.png", "--out", tmp_path / "out", *SMALL)
+    assert ran.exit_code == 1, ran.exception
+    assert ran.stdout.startswith("2 photos, ")
+    assert f"skipped {tmp_path / 'closed.png'} is unreadable (Permission denied)" in ran.stderr
+    assert f"skipped {too_long} is unreadable (File name too long)" in ran.stderr
+    assert len(list((tmp_path / "out").iterdir())) == 6
+
+
+def test_names_that_are_not_utf8_can_be_printed(photos, tmp_path):
+    folder = os.fsencode(tmp_path / "caf") + b"\xe9"
+    os.mkdir(folder)  # noqa: PTH102
+    for name, content in ((b"\xff.png", (photos / "scene0.png").read_bytes()), (b"bad\xff.png", b"no picture")):
+        with open(folder + b"/" + name, "wb") as file:  # noqa: PTH123
+            file.write(content)
+    out = os.fsdecode(folder + b"/out")
+    command = [sys.executable, "-m", "diffseg.cli", "segment", os.fsdecode(folder), "--out", out, *SMALL]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 1
+    assert "Traceback" not in ran.stderr
+    assert r"bad\udcff.png is damaged or not an image" in ran.stderr
+    assert ran.stdout.startswith("1 photo, ")
+    assert r"caf\udce9" in ran.stdout
 
 
 def test_help_is_quick_and_names_the_options():

@@ -1,12 +1,15 @@
 """Pictures in, the benchmark's pre-processing, generated scenes, COCO-Stuff-27 on real photos where they are."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from diffseg.datasets.base import DataError
+from diffseg.datasets.base import DataError, read_map, read_photo
 from diffseg.datasets.cityscapes import Cityscapes
 from diffseg.datasets.coco_stuff import CLASSES, COARSE, CocoStuff27, in_split
 from diffseg.datasets.folder import Folder
@@ -101,6 +104,50 @@ def test_label_png_keeps_every_number(tmp_path, most):
     np.testing.assert_array_equal(np.asarray(Image.open(path)), labels)
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "P", "1", "I;16", "I", "F", "RGBA", "LA"])
+def test_the_photos_of_data_sets_are_read_as_all_photos_are(tmp_path, mode):
+    rgb = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 24, 3), np.uint8))
+    if mode == "I;16":
+        path = saved(Image.fromarray(np.asarray(rgb.convert("L")).astype(np.uint16) * 257), tmp_path / "p.png")
+    elif mode == "F":
+        path = saved(Image.fromarray(np.asarray(rgb.convert("L")).astype(np.float32) / 255), tmp_path / "p.tif")
+    else:
+        path = saved(rgb.convert(mode), tmp_path / "p.tif")
+    photo = read_photo(path)
+    np.testing.assert_array_equal(photo, load_image(path))
+    assert photo.std() > 50  # neither white nor black
+    if mode in ("RGB", "L", "CMYK", "P", "1"):
+        np.testing.assert_array_equal(photo, np.asarray(Image.open(path).convert("RGB")))
+
+
+def test_the_photos_of_data_sets_are_as_stored(tmp_path):
+    """EXIF orientation would turn them away from their labels."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 40, 3), np.uint8))
+    path = saved(noise, tmp_path / "p.jpg", exif=exif)
+    np.testing.assert_array_equal(read_photo(path), np.asarray(Image.open(path)))
+    first, second = Image.new("RGB", (20, 20), "red"), Image.new("RGB", (20, 20), "blue")
+    first.save(tmp_path / "p.gif", save_all=True, append_images=[second])
+    assert read_photo(tmp_path / "p.gif")[0, 0].tolist() == [255, 0, 0]
+    assert read_photo(saved(Image.new("RGB", (2, 3)), tmp_path / "small.png")).shape == (3, 2, 3)
+
+
+def test_greys_of_more_than_16_bits_do_not_wrap(tmp_path):
+    values = np.linspace(0, 2**31 - 1, 400).astype(np.int32).reshape(20, 20)
+    image = load_image(saved(Image.fromarray(values), tmp_path / "i.tif"))
+    assert (image[0, 0, 0], image[-1, -1, 0]) == (0, 255)
+    assert (np.diff(image[..., 0].ravel().astype(int)) >= 0).all()
+
+
+def test_only_one_limit_speaks_of_large_pictures(tmp_path):
+    """Pillow warns from 89 megapixels on, ours are 100."""
+    saved(Image.new("1", (9500, 10000)), tmp_path / "large.png")
+    code = f"from diffseg.images import read_size; print(read_size({str(tmp_path / 'large.png')!r}))"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (ran.stdout, ran.stderr) == ("(9500, 10000)\n", "")
+
+
 # --- the benchmark's pre-processing -----------------------------------------------------------------------------------
 
 
@@ -124,6 +171,23 @@ def test_labels_are_resized_to_the_nearest_centre():
     # centres of 3 pixels on 5: 0.83, 2.5, 4.17 -> columns 0, 2, 4; "nearest" without half pixels would take 0, 1, 3
     assert resize_label(row, 3)[0].tolist() == [0, 2, 4]
     assert resize_label(np.array([[-1, 26], [255, 180]]), 2).tolist() == [[-1, 26], [255, 180]]
+
+
+@pytest.mark.parametrize("value", [32_767, 32_768, 65_535, 2**24 + 1, 2**31 - 1, -(2**31)])
+def test_labels_of_any_size_are_resized_exactly(value):
+    label = np.full((7, 9), value, np.int32)
+    label[:, 4] = 1
+    assert set(np.unique(resize_label(label, 14))) == {value, 1}
+    assert resize_label(label, 14).dtype == np.int32
+
+
+@pytest.mark.parametrize("side", [1, 2, 97, 333, 640, 1000])
+def test_labels_are_taken_where_torch_takes_them(side):
+    label = np.random.default_rng(side).integers(-1, 200, (side, side + 3)).astype(np.int32)
+    square = torch.from_numpy(centre_crop(label).astype(np.float32))[None, None]
+    for size in (64, 100, 127, 320, 512):
+        expected = torch.nn.functional.interpolate(square, (size, size), mode="nearest-exact")[0, 0].numpy()
+        np.testing.assert_array_equal(resize_label(label, size), expected)
 
 
 def test_coarse_classes():
@@ -292,6 +356,64 @@ def test_images_of_a_folder_that_differ_only_in_suffix(tmp_path):
     saved(Image.new("RGB", (30, 40)), tmp_path / "a.jpg.png")
     with pytest.raises(DataError, match=r"a.jpg.*has the name of another image with its suffix: rename one"):
         Folder(tmp_path)
+
+
+@pytest.mark.parametrize("value", [1024, 32_770, 65_535, 120_000])
+def test_large_values_are_no_numbers_of_classes(tmp_path, value):
+    saved(Image.new("RGB", (30, 40)), tmp_path / "a.png")
+    values = np.zeros((40, 30), np.int32)
+    values[5] = value
+    saved(Image.fromarray(values), tmp_path / "a.label.tif")
+    with pytest.raises(DataError, match=rf"a.label.tif holds the value {value:,}.*dataset.classes") as caught:
+        Folder(tmp_path / ".", label_suffix=".label.tif")
+    assert "instance maps" in str(caught.value)
+    assert Folder(tmp_path, label_suffix=".label.tif", ignore=value).classes == ("0",)
+    values[5] = 1023
+    saved(Image.fromarray(values), tmp_path / "a.label.tif")
+    assert Folder(tmp_path, label_suffix=".label.tif").classes == tuple(map(str, range(1024)))
+
+
+def test_label_maps_of_nothing_but_ignored_pixels_are_named(tmp_path):
+    saved(Image.new("RGB", (30, 40)), tmp_path / "a.png")
+    saved(Image.new("L", (30, 40), 255), tmp_path / "a.label.png")
+    with pytest.raises(DataError, match=r"every pixel .* is 255, which dataset.ignore names"):
+        Folder(tmp_path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), -1.0, 0.5, 2.0**25, -3])
+def test_label_values_that_are_no_numbers_of_classes(tmp_path, value):
+    values = np.zeros((40, 30), np.int32 if isinstance(value, int) else np.float32)
+    values[1, 1] = value
+    path = saved(Image.fromarray(values), tmp_path / "a.tif")
+    with pytest.raises(DataError, match=r"a.tif holds the value .*: a label map holds whole numbers from 0") as caught:
+        read_map(path)
+    assert f"the value {values[1, 1]}:" in str(caught.value)
+
+
+def test_label_values_of_every_kind(tmp_path):
+    steps = np.arange(256, dtype=np.int32).reshape(16, 16)
+    indices = Image.fromarray(steps.astype(np.uint8))
+    indices = Image.frombytes("P", indices.size, indices.tobytes())
+    indices.putpalette(list(range(255, -1, -1)) * 3)
+    cases = {
+        "p.png": (indices, steps),
+        "8.png": (Image.fromarray(steps.astype(np.uint8)), steps),
+        "16.png": (Image.fromarray((steps * 257).astype(np.uint16)), steps * 257),
+        "32.tif": (Image.fromarray(steps * 8_421_504), steps * 8_421_504),
+        "f.tif": (Image.fromarray(steps.astype(np.float32)), steps),
+        "1.png": (Image.fromarray(steps > 99), (steps > 99).astype(np.int32)),
+    }
+    for name, (image, expected) in cases.items():
+        values = read_map(saved(image, tmp_path / name))
+        assert values.dtype == np.int32
+        np.testing.assert_array_equal(values, expected, name)
+
+
+def test_label_maps_of_several_pages_are_refused(tmp_path):
+    page = Image.new("L", (20, 20))
+    page.save(tmp_path / "a.tif", save_all=True, append_images=[page])
+    with pytest.raises(DataError, match=r"a.tif holds 2 frames or pages: save the one that is meant"):
+        read_map(tmp_path / "a.tif")
 
 
 # --- scenes -----------------------------------------------------------------------------------------------------------

@@ -1,11 +1,14 @@
 """Fetching data: whole, broken off, damaged and hostile archives, from a server on localhost."""
 
+import gzip
 import io
+import socket
 import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from urllib3.util import Retry
 
 from diffseg.datasets.base import DataError
 from diffseg.datasets.download import Archive, download, fetch, unpack
@@ -116,3 +119,195 @@ def test_no_network_says_what_to_do(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="put it at") as caught:
         fetch(nowhere, tmp_path)
     assert "\n" not in str(caught.value)
+
+
+# --- servers and archives that misbehave ------------------------------------------------------------------------------
+
+
+class Misbehaving:
+    """A server on localhost that answers its requests one after the other as told, and the last way ever after."""
+
+    def __init__(self, *answers):
+        self.answers, self.requests, server = list(answers), [], self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                server.requests.append(dict(self.headers))
+                answer = server.answers.pop(0) if len(server.answers) > 1 else server.answers[0]
+                answer(self)
+
+            def log_message(self, *args):
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+    def archive(self, count: int = 3, **limits) -> Archive:
+        url = f"http://127.0.0.1:{self.http.server_port}/maps.zip"
+        return Archive(url, "val2017", ".png", "maps/val2017", count, **limits)
+
+
+@pytest.fixture
+def misbehaving():
+    servers = []
+
+    def start(*answers):
+        servers.append(Misbehaving(*answers))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.http.shutdown()
+        server.http.server_close()
+
+
+def answer(status: int, body: bytes = b"", send: int | None = None, **headers: str):
+    """An answer; `send`: only the first bytes of the body, then the connection ends. Headers: A_b for A-b."""
+
+    def give(handler):
+        handler.send_response(status)
+        for name, value in {"Content_Length": str(len(body)), **headers}.items():
+            if value:
+                handler.send_header(name.replace("_", "-"), value)
+        handler.end_headers()
+        handler.wfile.write(body[:send])
+        handler.close_connection = True
+
+    return give
+
+
+def hang_up(handler):
+    handler.connection.shutdown(socket.SHUT_RDWR)
+    handler.close_connection = True
+
+
+MEMBERS = {f"maps/val2017/{i}.png": bytes([i]) * 5_000 for i in range(3)}
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """The same number of attempts, without the waiting."""
+    monkeypatch.setattr(Retry, "get_backoff_time", lambda self: 0)
+
+
+@pytest.mark.parametrize("trouble", [answer(503, Retry_After="86400"), answer(500), hang_up], ids=["503", "500", "end"])
+def test_what_fails_at_first_is_tried_again(misbehaving, tmp_path, impatient, trouble):
+    server = misbehaving(trouble, trouble, answer(200, zipped(MEMBERS)))
+    download(tmp_path, (server.archive(),))
+    assert len(list((tmp_path / "maps" / "val2017").iterdir())) == 3
+    assert len(server.requests) == 3
+
+
+def test_what_always_fails_is_tried_a_few_times(misbehaving, tmp_path, impatient):
+    server = misbehaving(answer(503))
+    with pytest.raises(DataError, match=r"cannot fetch http://127.0.0.1.*run this again"):
+        fetch(server.archive(), tmp_path)
+    assert len(server.requests) == 5
+    for status in (404, 416):
+        refusing = misbehaving(answer(status))
+        with pytest.raises(DataError, match=f"HTTPError {status}"):
+            fetch(refusing.archive(), tmp_path)
+        assert len(refusing.requests) == 1
+
+
+def test_the_waiting_is_bounded():
+    from diffseg.datasets.download import _session
+
+    retry = _session().get_adapter("http://127.0.0.1").max_retries
+    waits = []
+    for _ in range(retry.total):
+        retry = retry.increment("GET", "/", error=OSError())
+        waits.append(retry.get_backoff_time())
+    assert waits == [0, 1, 2, 4]
+    assert not retry.respect_retry_after_header
+
+
+def test_an_answer_packed_on_the_way(misbehaving, tmp_path):
+    body = zipped({name: bytes(50_000) for name in MEMBERS})
+    packed = gzip.compress(body)
+    assert len(packed) < len(body) / 10
+    whole = answer(200, packed, Content_Encoding="gzip")
+    server = misbehaving(answer(200, packed, len(packed) // 2, Content_Encoding="gzip"), whole)
+    with pytest.raises(DataError, match="run this again"):
+        fetch(server.archive(), tmp_path)
+    assert not list(tmp_path.iterdir())  # to continue would mix two ways of counting
+    assert fetch(server.archive(), tmp_path).read_bytes() == body
+    assert server.requests[0]["Accept-Encoding"] == "identity"
+
+
+@pytest.mark.parametrize("headers", [{"Content_Encoding": "gzip"}, {"Content_Range": "bytes 7-99/100"}], ids=str)
+def test_a_part_that_continues_nothing(misbehaving, tmp_path, headers):
+    body = zipped(MEMBERS)
+    (tmp_path / "maps.zip.partial").write_bytes(body[:100])
+    server = misbehaving(answer(206, gzip.compress(body[100:]), **headers), answer(200, body))
+    assert fetch(server.archive(), tmp_path).read_bytes() == body
+    assert "Range" not in server.requests[1]
+
+
+def test_headers_that_are_no_numbers(misbehaving, tmp_path):
+    (tmp_path / "maps.zip.partial").write_bytes(zipped(MEMBERS))
+    server = misbehaving(answer(416, Content_Range="bytes */*"))
+    assert fetch(server.archive(), tmp_path).read_bytes() == zipped(MEMBERS)
+
+
+def test_an_answer_without_end(misbehaving, tmp_path, monkeypatch):
+    monkeypatch.setattr("diffseg.datasets.download.MOST_PACKED_BYTES", 300_000)
+    packed = gzip.compress(bytes(10_000_000))
+    for endless in (answer(200, packed, Content_Encoding="gzip"), answer(200, bytes(500_000), Content_Length="")):
+        with pytest.raises(DataError, match=r"sends more than 300,000 bytes"):
+            fetch(misbehaving(endless).archive(), tmp_path)
+        assert not list(tmp_path.iterdir())
+
+
+def lied(body: bytes, size: int) -> bytes:
+    """The zip file with the size of its first member said to be another."""
+    changed = bytearray(body)
+    for signature, place in ((b"PK\x03\x04", 22), (b"PK\x01\x02", 24)):
+        at = body.index(signature) + place
+        changed[at : at + 4] = size.to_bytes(4, "little")
+    return bytes(changed)
+
+
+def bomb(method: int = zipfile.ZIP_DEFLATED) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as file:
+        for name in MEMBERS:
+            file.writestr(name, bytes(2_000_000))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (bomb(), "unpacks to 6,000,000 bytes, more than 3,000,000"),
+        (lied(bomb(), 100), "is damaged"),
+        (bomb(zipfile.ZIP_BZIP2), "packed in an unusual way"),
+        (zipped(dict(list(MEMBERS.items())[:2])), "holds 2 .png files of val2017, not 3"),
+        (zipped({f"train/{i}": b"" for i in range(60)} | MEMBERS), "holds 63 members, more than 50"),
+        (b"<html>", "is damaged"),
+    ],
+    ids=["bomb", "lies", "bzip2", "few", "many", "html"],
+)
+def test_a_refused_archive_is_removed_and_fetched_again(misbehaving, tmp_path, monkeypatch, body, words):
+    monkeypatch.setattr("diffseg.datasets.download.MOST_MEMBERS", 50)
+    server = misbehaving(answer(200, body), answer(200, zipped(MEMBERS)))
+    archive = server.archive(most_bytes=3_000_000 if "unpacks" in words else 7_000_000)
+    with pytest.raises(DataError, match=words) as caught:
+        download(tmp_path, (archive,))
+    assert "maps.zip" in str(caught.value)
+    assert "run this again" in str(caught.value)
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+    download(tmp_path, (archive,))
+    assert len(list((tmp_path / "maps" / "val2017").iterdir())) == 3
+
+
+def test_the_limit_holds_while_unpacking(tmp_path, monkeypatch):
+    """Whatever the sizes say that the archive tells beforehand."""
+    path = tmp_path / "maps.zip"
+    path.write_bytes(bomb())
+    archive = Archive("http://127.0.0.1/maps.zip", "val2017", ".png", "maps", 3, most_bytes=2_500_000)
+    unchecked = {f"{i}.png": info for i, info in enumerate(zipfile.ZipFile(path).infolist())}
+    monkeypatch.setattr("diffseg.datasets.download._members", lambda opened, archive: unchecked)
+    with pytest.raises(DataError, match="unpacks to more than 2,500,000 bytes"):
+        unpack(path, archive, tmp_path)
+    assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["0.png"]

@@ -31,6 +31,7 @@ from diffseg.backbones.base import EMBEDDED, recommended
 from diffseg.datasets.base import read_map, read_photo
 from diffseg.datasets.folder import Folder
 from diffseg.datasets.scenes import scene
+from diffseg.errors import printable
 from diffseg.eval import run as door
 from diffseg.eval import score
 from diffseg.eval.check import check, read_reference
@@ -391,7 +392,8 @@ def test_settings(whole_config, data):
         path = (*path[:-1], data.draw(TEXTS))
     value = DELETE if how == "delete" else data.draw(JUNK)
     changed = put(config, path, value)
-    names = {str(key) for key in path} | {str(key)[:40] for key in path} | {repr(key)[1:-1] for key in path}
+    names = {str(key) for key in path} | {repr(key)[1:-1] for key in path}
+    names |= {printable(value)} if isinstance(value, str) else set()
     given_answer = answer(
         "settings", lambda: door.experiment_of(changed, {**choices, "dataset": chosen}), *names, "data/", "diffseg"
     )

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
+from diffseg.errors import UserError
 from diffseg.eval.metrics import (
     Counts,
     Metrics,
@@ -318,3 +319,14 @@ def test_p_is_where_the_interval_ends_at_nothing():
 def test_methods_on_different_images_are_not_paired():
     with pytest.raises(ValueError, match="20 and 21 images"):
         paired_intervals(statistics_of(random_counts(20)), *paper(random_counts(21)))
+
+
+def test_agreement_does_not_depend_on_how_large_the_numbers_are():
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 6, (2, 40, 50))
+    a[0, :5] = -1  # ignored
+    far = np.array([3, 70_000, 2**31 - 1, 9, 120_000, 5])
+    assert agreement(np.where(a < 0, a, far[a]), far[::-1][b]) == agreement(a, b)
+    assert agreement(a[1:], far[a[1:]]) == 1
+    with pytest.raises(UserError, match="segment numbers start at 0"):
+        agreement(b, a)

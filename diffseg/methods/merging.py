@@ -20,6 +20,7 @@ from diffseg.observed import Batch, Observed
 from diffseg.segmentation import by_area, merge_batch, refine, to_labels
 
 _ITERATIONS = 3  # N, where nobody says
+MOST_ITERATIONS = 100  # the paper's figures end at 7; proposals that no longer merge stay as they are
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Settings:
         if not self.threshold or not all(0 < t < math.inf for t in self.threshold):
             given = ", ".join(dict.fromkeys(f"{t:g}" for t in self.threshold)) or "none"
             raise UserError(f"threshold must be above 0, got {given}")
+        if len(self.threshold) > MOST_ITERATIONS:
+            raise UserError(f"iterations must be at most {MOST_ITERATIONS}, got {len(self.threshold):,} thresholds")
         if self.anchors < 1:
             raise UserError(f"anchors must be at least 1, got {self.anchors}")
         if not 0 <= self.timestep <= 999:
@@ -62,13 +65,15 @@ class Settings:
         Raises:
             UserError: a value out of range, or thresholds that are not as many as the iterations.
         """
+        if iterations is not None and iterations < 1:
+            raise UserError(f"iterations must be at least 1, got {iterations}")
+        if iterations is not None and iterations > MOST_ITERATIONS:
+            raise UserError(f"iterations must be at most {MOST_ITERATIONS}, got {iterations:,}")
         thresholds = (
             tuple(threshold)
             if isinstance(threshold, Sequence)
             else (threshold,) * (_ITERATIONS if iterations is None else iterations)
         )
-        if iterations is not None and iterations < 1:
-            raise UserError(f"iterations must be at least 1, got {iterations}")
         if iterations is not None and len(thresholds) == 1:
             thresholds *= iterations
         if iterations is not None and len(thresholds) != iterations:
