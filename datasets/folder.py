@@ -51,7 +51,8 @@ class Folder(Dataset):
         nameless = [p for p in self._photos.values() if printable(p.name) != p.name]
         if nameless:
             raise DataError(
-                f"the name of {nameless[0]} is not UTF-8, or holds control characters, so results cannot be filed under it: rename it"
+                f"the name of {nameless[0]} is not UTF-8, or holds control characters, so results cannot be filed "
+                f"under it: rename it"
             )
         if len(self._photos) != len(photos):
             hidden = next(p for p in photos if p not in self._photos.values())

@@ -178,6 +178,8 @@ def _check_call(settings: Any, node: str, more: Mapping[str, Any]) -> None:
     target = settings.get("_target_") if isinstance(settings, dict) else None
     if not isinstance(target, str):
         raise UserError(f"{node} names no class: it needs _target_, as in {node}._target_=mypkg.Mine; got {settings!r}")
+    if not all(word.isidentifier() for word in target.split(".")):
+        raise UserError(f"{node}._target_ must be a class with its module, as in mypkg.Mine; got {target!r}")
     made_by = _imported(target, node)
     lacking = sorted(getattr(made_by, "__abstractmethods__", ()))
     if lacking:
