@@ -2,7 +2,7 @@ PYTHON ?= python3
 RUN = .venv/bin/python
 EVAL = .venv/bin/diffseg-eval
 
-.PHONY: help evidence setup eval eval-coco eval-cityscapes check baselines ablations figures tables test test-quick data-coco data-cityscapes lint bench mini clean
+.PHONY: help evidence setup eval eval-coco eval-cityscapes check baselines ablations figures tables test test-quick fuzz data-coco data-cityscapes lint bench mini clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -73,6 +73,9 @@ test: setup      ## all tests (five to ten minutes, 8 GB of memory)
 
 test-quick: setup  ## without the slow ones
 	$(PYTEST) -m "not slow"
+
+fuzz: setup      ## ten minutes of damaged and nonsensical inputs; a table of what was tried and how it was answered; ARGS="--minutes 60"
+	$(RUN) -m tests.reliability $(ARGS)
 
 data-coco: setup  ## fetch COCO val2017 photos and stuff labels into DATA (about 1.5 GB)
 	$(RUN) -m diffseg.datasets.download $(or $(DATA),data/coco)

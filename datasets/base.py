@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from diffseg.datasets.transforms import centre_crop, image_to_pixels, resize_label
-from diffseg.errors import UserError, did_you_mean
+from diffseg.errors import UserError, did_you_mean, printable
 from diffseg.files import content_hashes
 from diffseg.images import ImageError, read_numbers, read_rgb, read_size
 
@@ -55,7 +55,7 @@ class Dataset:
         twice = next((name for name in self.classes if self.classes.count(name) > 1), None)
         if twice is not None:
             raise DataError(f"classes: {twice!r} is named more than once: every class needs a name of its own")
-        wrong = next((key for key in self.keys if not key.isprintable() or ".." in key.split("/")), None)
+        wrong = next((key for key in self.keys if printable(key) != key or ".." in key.split("/")), None)
         if wrong is not None:
             raise DataError(f"the image {wrong!r} has a name that is no text in UTF-8, or leads elsewhere: rename it")
         whole = self.note or f"{len(self.keys):,} images"

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from diffseg.datasets.base import DataError, Dataset, read_map, read_photo
-from diffseg.errors import visible
+from diffseg.errors import printable
 from diffseg.images import SUFFIXES
 
 MOST_UNNAMED = 1024  # classes that are made of the values alone; every image has counts for each of them
@@ -48,9 +48,12 @@ class Folder(Dataset):
         self._photos = {p.stem if of_stem[p.stem] == 1 else p.name: p for p in sorted(photos)}
         if not self._photos:
             raise DataError(f"the folder {self.root} has no images ({', '.join(sorted(SUFFIXES))}) directly in it")
-        nameless = [p for p in self._photos.values() if visible(p.name) != p.name]
+        nameless = [p for p in self._photos.values() if printable(p.name) != p.name]
         if nameless:
-            raise DataError(f"the name of {nameless[0]} is not UTF-8, so results cannot be filed under it: rename it")
+            raise DataError(
+                f"the name of {nameless[0]} is not UTF-8, or holds control characters, so results cannot be filed "
+                f"under it: rename it"
+            )
         if len(self._photos) != len(photos):
             hidden = next(p for p in photos if p not in self._photos.values())
             raise DataError(f"{hidden} has the name of another image with its suffix: rename one")

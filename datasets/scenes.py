@@ -76,8 +76,10 @@ class Scenes(Dataset):
     def __init__(
         self, count: int = 64, seed: int = TEST_SEED, size: int = 512, keys: Sequence[str] | str | None = None
     ):
-        if type(count) is not int or not 1 <= count <= _MOST:
-            raise DataError(f"count must be at least 1 scene and at most {_MOST:,}, got {count!r}")
+        if type(count) is not int or count < 1:
+            raise DataError(f"count must be at least 1 scene, got {count!r}")
+        if count > _MOST:
+            raise DataError(f"count must be at most {_MOST:,} scenes, got {count}")
         if type(seed) is not int or seed < 0:
             raise DataError(f"seed must be a whole number, at least 0, got {seed!r}")
         self.seed, self.size, self.keys = seed, size, [f"{i:06d}" for i in range(count)]

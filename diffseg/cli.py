@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from diffseg import __version__
-from diffseg.errors import UserError, visible
+from diffseg.errors import UserError, printable
 from diffseg.files import check_writable, write
 from diffseg.options import (
     Anchors,
@@ -281,7 +281,7 @@ def process_files(
     with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress:
         task = progress.add_task("segmenting", total=len(jobs))
         for name, photo in jobs.items():
-            progress.update(task, description=visible(photo.name))
+            progress.update(task, description=printable(photo.name))
             try:
                 made = make(load_image(photo), photo)
             except ImageError as error:
@@ -295,10 +295,10 @@ def process_files(
     if done:
         each = f"{seconds / len(jobs):.1f} s each"
         typer.echo(
-            f"{done} photo{'s' * (done != 1)}, {segments} segments in {seconds:.1f} s ({each}) -> {visible(out)}"
+            f"{done} photo{'s' * (done != 1)}, {segments} segments in {seconds:.1f} s ({each}) -> {printable(out)}"
         )
     if failed:
-        typer.echo(f"{len(failed)} could not be segmented: {', '.join(map(visible, failed))}", err=True)
+        typer.echo(f"{len(failed)} could not be segmented: {', '.join(map(printable, failed))}", err=True)
     return failed
 
 

@@ -21,11 +21,14 @@ class UserError(ValueError):
     """
 
     def __init__(self, message: str):
-        super().__init__(visible(message))
+        super().__init__(printable(message))
 
 
-def visible(text: object) -> str:
-    """Text with escapes for what would break its line, steer a terminal or is not UTF-8."""
+def printable(text: object) -> str:
+    """Text that every stream and file takes, with escapes for what would break its line or steer a terminal.
+
+    Bytes of a file's name that are not UTF-8 are written as \\udcXX.
+    """
     return _UNSEEN.sub(lambda match: match[0].encode("unicode_escape").decode(), str(text))
 
 

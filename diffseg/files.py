@@ -17,6 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from diffseg.errors import printable
+
 PARTIAL = ".partial"
 _LONGEST_NAME = 200  # bytes; file systems have room for 255, and suffixes may follow
 _ABANDONED_S = 86_400  # a temporary file that nobody has touched for a day belongs to nobody
@@ -49,7 +51,7 @@ def write(path: Path, content: str | bytes | Callable[[BinaryIO], object]) -> No
 
 def is_file_name(name: object) -> bool:
     """Whether something can be the name of a file or folder that lies directly in another."""
-    if not isinstance(name, str) or not name.isprintable() or "/" in name or "\\" in name:
+    if not isinstance(name, str) or printable(name) != name or "/" in name or "\\" in name:
         return False
     return name not in ("", ".", "..") and len(name.encode()) <= _LONGEST_NAME
 

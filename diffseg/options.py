@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from diffseg.errors import UserError, visible
+from diffseg.errors import UserError, printable
 
 Photos = Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.", show_default=False)]
 Out = Annotated[Path, typer.Option(help="Folder for the results.")]
@@ -41,5 +41,5 @@ def one_sentence(program: str = "diffseg") -> Iterator[None]:
     try:
         yield
     except (UserError, OSError) as error:
-        typer.echo(f"{program}: {visible(error)}", err=True)
+        typer.echo(f"{program}: {printable(error)}", err=True)
         raise typer.Exit(2) from error

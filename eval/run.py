@@ -51,7 +51,7 @@ import diffseg
 from diffseg.attention import Look
 from diffseg.backbones.base import Backbone, recommended
 from diffseg.datasets.base import Dataset
-from diffseg.errors import UserError, did_you_mean, visible
+from diffseg.errors import UserError, did_you_mean, printable
 from diffseg.eval.check import read_reference
 from diffseg.eval.evaluation import Experiment, MovedError, Part, dataset_line, evaluate
 from diffseg.eval.progress import say
@@ -178,6 +178,8 @@ def _check_call(settings: Any, node: str, more: Mapping[str, Any]) -> None:
     target = settings.get("_target_") if isinstance(settings, dict) else None
     if not isinstance(target, str):
         raise UserError(f"{node} names no class: it needs _target_, as in {node}._target_=mypkg.Mine; got {settings!r}")
+    if not all(word.isidentifier() for word in target.split(".")):
+        raise UserError(f"{node}._target_ must be a class with its module, as in mypkg.Mine; got {target!r}")
     made_by = _imported(target, node)
     lacking = sorted(getattr(made_by, "__abstractmethods__", ()))
     if lacking:
@@ -372,7 +374,7 @@ def _told(arguments: Sequence[str] = ()) -> Iterator[None]:
     except InstantiationException:  # a class that the configuration names failed: with its traceback
         raise
     except (HydraException, OmegaConfBaseException) as error:  # some of them are OSErrors, too
-        say(f"diffseg-eval: {visible(hydra_sentence(error, arguments))}")
+        say(f"diffseg-eval: {printable(hydra_sentence(error, arguments))}")
         sys.exit(2)
     except (UserError, OSError) as error:
         say(f"diffseg-eval: {error}")
@@ -380,7 +382,7 @@ def _told(arguments: Sequence[str] = ()) -> Iterator[None]:
     except ValueError as error:
         if not _is_hydras(error):
             raise
-        say(f"diffseg-eval: {visible(_first_line(error))}")
+        say(f"diffseg-eval: {printable(_first_line(error))}")
         sys.exit(2)
 
 

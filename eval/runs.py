@@ -209,21 +209,53 @@ class Identity(TypedDict):
     segmenters: dict[str, dict[str, Any]]
 
 
+class MadeWith(TypedDict):
+    """Of the predictions."""
+
+    device: str
+    dtype: str
+
+
 class Record(TypedDict):
     """run.json, as far as it is read."""
 
     identity: Identity
-    made_with: dict[str, str] | None  # device and dtype of the predictions
+    made_with: MadeWith | None
     masks: NotRequired[dict[str, str] | None]  # folder and suffix of label maps that are not the run's own
 
 
-_RECORD = TypeAdapter(Record)
+class Hardware(TypedDict):
+    """Of the machine that a run was begun on."""
+
+    machine: str
+    cores: int | None
+    gpus: list[str]
 
 
-def _read_record(record: Path) -> dict[str, Any]:
+class FullRecord(Record):
+    """run.json with `circumstances`."""
+
+    versions: dict[str, str]
+    commit: str | None
+    hardware: Hardware
+
+
+_RECORD, _FULL_RECORD = TypeAdapter(Record), TypeAdapter(FullRecord)
+
+
+def read_circumstances(run: Run) -> dict[str, Any]:
+    """run.json of a run, with all that `circumstances` says.
+
+    Raises:
+        UserError: missing or damaged.
+    """
+    return _read_record(run.folder / "run.json", _FULL_RECORD)
+
+
+def _read_record(record: Path, form: TypeAdapter = _RECORD) -> dict[str, Any]:
     try:
         stored = json.loads(record.read_bytes())
-        _RECORD.validate_python(stored)
+        form.validate_python(stored)
         if not stored["identity"]["segmenters"] or not all(map(is_file_name, stored["identity"]["segmenters"])):
             raise ValueError("segmenters must have names that folders can have")
         masks = stored.get("masks")
@@ -233,7 +265,7 @@ def _read_record(record: Path) -> dict[str, Any]:
         raise UserError(
             f"{record} is damaged ({in_a_line(error)}): remove the folder, or name another with run="
         ) from None
-    return {"identity": stored["identity"], "made_with": stored["made_with"], "masks": masks}
+    return {**stored, "masks": masks}
 
 
 def in_a_line(error: Exception) -> str:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from diffseg.errors import UserError, visible
+from diffseg.errors import UserError, printable
 
 ROOT = Path(__file__).parents[1]
 RESULT, SENTENCE, ELSE = "result", "sentence", "anything else"
@@ -68,7 +68,7 @@ def check_sentence(kind: str, sentence: str, *names: object) -> None:
     first, *rest = sentence.splitlines() or [""]
     words = len(first.split()) >= 3
     named = not names or any(str(name) in sentence for name in names)
-    good = words and named and visible(sentence) == sentence and all(line.startswith("  ") for line in rest)
+    good = words and named and printable(sentence) == sentence and all(line.startswith("  ") for line in rest)
     TALLY[kind, SENTENCE if good else ELSE] += 1
     assert good, f"no sentence that names one of {[str(name)[:80] for name in names]}: {sentence[:2000]!r}"
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from rich.console import Console
 
 import diffseg.conf
 from diffseg.attention import Observation
+from diffseg.backbones.base import recommended
 from diffseg.backbones.diffusion import DiffusionModel
 from diffseg.datasets.base import DataError
 from diffseg.datasets.coco_stuff import CLASSES
@@ -32,6 +34,7 @@ from diffseg.eval import evaluation, predict, run, score
 from diffseg.eval.check import check, read_reference
 from diffseg.eval.protocols import OneToOne
 from diffseg.eval.runs import find_run
+from diffseg.eval.show.ablations import read_ablations
 from diffseg.eval.show.tables import result_table
 from diffseg.methods.clustering import KMeans, KMeansOracle
 from diffseg.methods.controls import ColourKMeans, Whole
@@ -932,3 +935,181 @@ def test_long_names_of_settings_are_not_cut_in_the_table(monkeypatch, capsys):
     Console().print(result_table({"dataset": facts, "images": 2, "segmenters": {name: found}}))
     shown = [line.split("│")[1].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
     assert "".join(shown) == name
+
+
+# --- what fuzzing has found -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["dataset.count=1000000000000"], "count must be at most 1,000,000 scenes, got 1000000000000"),
+        (["dataset.seed=-1"], "seed must be a whole number, at least 0, got -1"),
+        (["+segmenter@segmenters.grid=grid", "segmenters.grid.rows=70000"], "at most 65536 cells"),
+        (["../up"], "'../up' cannot be the name of a folder"),
+        (["segmenters.diffseg._target_='/'"], "segmenters.diffseg._target_ must be a class with its module"),
+        (["vary={weights:[a/b]}"], "'weights=a/b' cannot be the name of a folder"),
+    ],
+    ids=lambda x: x[-1] if isinstance(x, list) else "",
+)
+def test_settings_that_fuzzing_has_found(tmp_path, overrides, words):
+    config, choices = configured(*SMALL, f"runs={tmp_path}", *[o for o in overrides if "../up" not in o])
+    if "../up" in overrides[0]:  # as a file of a configuration folder can name it
+        config["segmenters"]["../up"] = {"_target_": "diffseg.methods.controls.Whole"}
+    with pytest.raises(ValueError, match=words.replace("(", r"\(")):
+        run.experiment_of(config, choices)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory):
+    """The folder of a scored run without a model."""
+    place = tmp_path_factory.mktemp("scored")
+    return Path(evaluated(place, *WITHOUT_MODEL)["folder"])
+
+
+WITHOUT_MODEL = ["~segmenters.diffseg", "+segmenter@segmenters.grid=grid", "dataset.count=2", "dataset.size=64"]
+WITHOUT_MODEL += ["device=cpu", "workers=0"]
+
+
+def copy_of(folder, place):
+    return Path(shutil.copytree(folder, place / folder.name))
+
+
+def test_flipped_bits_of_counts_are_noticed_and_counted_again(scored, tmp_path):
+    """Each page of images.parquet has a checksum: no bit of a count flips unseen."""
+    folder = copy_of(scored, tmp_path)
+    path = folder / "grid" / "images.parquet"
+    content = path.read_bytes()
+    for place in range(4, len(content) // 2, 7):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+        try:
+            images, _ = score.read_counts(find_run(folder), "grid")
+        except DataError as error:
+            assert str(path) in str(error)  # noqa: PT017
+        else:
+            assert {table.sum() for table in score.tables_of(images)} == {64 * 64}
+    (folder / "summary.json").unlink()
+    again = evaluated(tmp_path, *WITHOUT_MODEL)
+    assert again["segmenters"] == json.loads((scored / "summary.json").read_text())["segmenters"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda s: s.update(segmenters={}), "segmenters must have names"),
+        (lambda s: s.update(protocol="other"), "do not go together"),
+        (lambda s: s["protocols"]["diffseg"].clear(), "has other segmenters"),
+        (lambda s: s["headlines"].update(diffseg="beauty"), "lacks its headline"),
+        (lambda s: s["segmenters"]["grid"]["iou"].popitem(), "iou is of other classes"),
+    ],
+    ids=["no segmenter", "protocol", "segmenters", "headline", "classes"],
+)
+def test_a_summary_whose_parts_do_not_go_together_is_damaged(scored, tmp_path, change, words):
+    folder = copy_of(scored, tmp_path)
+    summary = json.loads((folder / "summary.json").read_text())
+    change(summary)
+    (folder / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(DataError, match=f"summary.json is damaged.*{words}.*: score the run again"):
+        score.read_summary(find_run(folder))
+    assert evaluated(tmp_path, *WITHOUT_MODEL)["segmenters"].keys() == {"grid"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda r: r["identity"].update(segmenters={}),
+        lambda r: r["identity"].update(segmenters={"../up": {}}),
+        lambda r: r.update(made_with={"device": "cpu"}),
+    ],
+    ids=["no segmenter", "leads elsewhere", "no dtype"],
+)
+def test_a_record_that_leads_elsewhere_or_lacks_something_is_damaged(scored, tmp_path, change):
+    folder = copy_of(scored, tmp_path)
+    record = json.loads((folder / "run.json").read_text())
+    change(record)
+    (folder / "run.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"run\.json is damaged"):
+        find_run(folder)
+
+
+def test_a_report_does_not_need_the_files_beside_the_numbers(scored, tmp_path):
+    folder = copy_of(scored, tmp_path)
+    (folder / "config.yaml").write_bytes(b"\x89\xff")
+    evaluated(tmp_path, *WITHOUT_MODEL, "stages=[report]")
+    (folder / "config.yaml").unlink()
+    (folder / "config.yaml").mkdir()
+    evaluated(tmp_path, *WITHOUT_MODEL, "stages=[report]")
+    assert "config.yaml cannot be read" in (folder / "report.html").read_text()
+    record = json.loads((folder / "run.json").read_text())
+    del record["versions"]
+    (folder / "run.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"run\.json is damaged \(versions"):
+        evaluated(tmp_path, *WITHOUT_MODEL, "stages=[report]")
+
+
+def test_a_truth_of_fewer_classes_is_told_by_the_report(tmp_path):
+    """Classes without names are those of the values: another truth may have fewer."""
+    (tmp_path / "photos").mkdir()
+    for key, value in (("a", 5), ("b", 2)):
+        Image.new("RGB", (64, 64)).save(tmp_path / "photos" / f"{key}.png")
+        Image.new("L", (64, 64), value).save(tmp_path / "photos" / f"{key}.label.png")
+    data = ["dataset=folder", f"dataset.root={tmp_path / 'photos'}", "dataset.size=64"]
+    settings = [o for o in WITHOUT_MODEL if "dataset" not in o] + data
+    evaluated(tmp_path / "runs", *settings)
+    Image.new("L", (64, 64), 1).save(tmp_path / "photos" / "a.label.png")
+    with pytest.raises(DataError, match="is of other classes than the data set has now: score the run again"):
+        evaluated(tmp_path / "runs", *settings, "stages=[report]")
+    assert evaluated(tmp_path / "runs", *settings)["dataset"]["classes"] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "expected: []\nrun: {}", "expected: {}\nrun: {}", "run: {}\nexpected: [[1]]", "[" * 3000]
+    + [
+        f"run: {{}}\nexpected: [{{segmenter: {s}, metric: miou, value: {v}, tolerance: 0.1}}]"
+        for s, v in (("[a]", 1), ("a", ".nan"), ("a", "x"), ("a", "1" + "0" * 400), ("null", 1))
+    ],
+)
+def test_what_is_no_reference_is_one_sentence(tmp_path, text):
+    path = tmp_path / "expected.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"^\S+expected\.yaml is not a reference"):
+        read_reference(str(path))
+
+
+@pytest.mark.parametrize("text", ["[]", "null", '{"run": 3}', '{"run": "../up"}', "{", "[" * 100_000])
+def test_a_damaged_job_of_a_sweep_is_one_sentence(tmp_path, text):
+    jobs = tmp_path / "sweeps" / "now" / "jobs"
+    jobs.mkdir(parents=True)
+    (jobs / "00000.json").write_text(text)
+    with pytest.raises(ValueError, match=r"00000\.json is damaged"):
+        read_ablations([jobs.parent])
+    (jobs / "00000.json").write_text('{"error": "threshold must be above 0"}')
+    with pytest.raises(ValueError, match="holds no job that gave a result"):
+        read_ablations([jobs.parent])
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"threshold": NaN}', '{"threshold": Infinity}', '{"timestep": true}'])
+def test_damaged_recommendations_of_a_model_are_one_sentence(tmp_path, text):
+    (tmp_path / "diffseg.json").write_text(text)
+    with pytest.raises(ValueError, match=r"diffseg\.json(: \w+ must be a number| is damaged)"):
+        recommended(str(tmp_path))
+
+
+def test_numbers_that_no_map_can_hold_are_refused_before_any_is_written(tmp_path):
+    class Many(Whole):
+        def segment(self, image):
+            return np.full(image.size, 70_000)
+
+    config, choices = configured(*WITHOUT_MODEL, f"runs={tmp_path}")
+    experiment = run.experiment_of(config, choices)
+    part = replace(experiment.segmenters["grid"], made=Many())
+    with pytest.raises(ValueError, match=r"70000 to 70000; a label map is .* of whole numbers from 0 to 65535"):
+        evaluation.evaluate(replace(experiment, segmenters={"grid": part}))
+    assert not list(tmp_path.rglob("*.png"))
+
+
+def test_what_would_steer_a_terminal_is_shown_escaped():
+    sentence = str(DataError("a\x1b[31m\u202eb\nc\r.png is missing\n  a list\udcff"))
+    assert sentence == "a\\x1b[31m\\u202eb\\nc\\r.png is missing\n  a list\\udcff"

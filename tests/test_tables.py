@@ -13,11 +13,13 @@ from diffseg.eval.show.published import published_beside, published_rows
 def summary(model=tables.PAPER_MODEL, note="", size=512, dataset="coco_stuff27", accuracy=0.73, name="diffseg"):
     interval = {"accuracy": [0.7, 0.75], "miou": [0.42, 0.46]}
     scores = {name: {"accuracy": accuracy, "miou": 0.44, "interval": interval}}
-    more = {"segments": 5.0, "told": None, "settings": {"threshold": 1.1}}
+    more = {"segments": 5.0, "told": None, "images": 3, "settings": {"threshold": 1.1}}
+    facts = {"name": dataset, "note": note, "classes": [], "size": 512, "published": None, "paper_threshold": None}
     return {
-        "run": "r", "model": model, "dataset": {"name": dataset, "note": note}, "size": size, "skipped": {},
+        "run": "r", "model": model, "dataset": facts, "size": size, "skipped": {},
         "timestep": 300, "images": 3, "protocol": "diffseg", "protocols": {"diffseg": scores},
-        "segmenters": {name: scores[name] | more},
+        "segmenters": {name: scores[name] | more}, "scored_with": "", "headlines": {"diffseg": "miou"},
+        "granularity": {},
     }  # fmt: skip
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import itertools
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from diffseg.datasets.base import DataError, Dataset, read_map
 from diffseg.datasets.transforms import centre_crop, resize_label
 from diffseg.errors import UserError
 from diffseg.eval.protocols import Matching, OneToOne, Protocol
-from diffseg.eval.runs import Run
+from diffseg.eval.runs import Run, read_circumstances
 from diffseg.eval.score import Summary, image_scores, read_counts, read_prediction
 from diffseg.eval.show.ablations import ablation_in
 from diffseg.eval.show.published import SOURCES, published_beside
@@ -91,11 +90,19 @@ def write_report(run: Run, dataset: Dataset, summary: Summary, protocol: Protoco
         ],
         ignored=_css(_IGNORED),
         hatch=[_css(c) for c in _HATCH],
-        config=(run.folder / "config.yaml").read_text(),
-        record=json.loads((run.folder / "run.json").read_text()),
+        config=_config(run),
+        record=read_circumstances(run),
     )
     write(run.report, page)
     return run.report
+
+
+def _config(run: Run) -> str:
+    """config.yaml, for people; the page does not depend on it."""
+    try:
+        return (run.folder / "config.yaml").read_text(errors="replace")
+    except OSError as error:
+        return f"config.yaml cannot be read ({error.strerror})"
 
 
 def is_whole(summary: Summary) -> bool:
