@@ -932,7 +932,8 @@ def test_long_names_of_settings_are_not_cut_in_the_table(monkeypatch, capsys):
     found = {"accuracy": 0.5, "miou": 0.4, "ties": [0.4, 0.4], "segments": 3.0, "told": None, "classes": 4}
     found["interval"] = {"accuracy": [0.4, 0.6], "miou": [0.3, 0.5]}
     facts = {"name": "scenes", "note": "", "classes": CLASSES}
-    Console().print(result_table({"dataset": facts, "images": 2, "segmenters": {name: found}}))
+    summary = {"dataset": facts, "images": 2, "protocol": "diffseg", "segmenters": {name: found}}
+    Console().print(result_table(summary))
     shown = [line.split("│")[1].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
     assert "".join(shown) == name
 

@@ -162,11 +162,12 @@ def result_table(summary: Summary) -> Table:
         ties = " to ".join(f"{100 * x:.1f}" for x in scores.get("ties", ()) if x is not None)
         cells.append([f"{name}{told}", *metrics, ties, f"{scores['segments']:.1f}"])
     table = Shown(f"{facts['name']}, {summary['images']:,} images{note}", headings, cells).for_terminal()
+    table.caption = f"protocol {summary['protocol']}"
     counts = sorted({scores["classes"] for scores in summary["segmenters"].values() if "classes" in scores})
     if counts:
         least, most = counts[0], counts[-1]
         used = f"{least}" if least == most else f"{least} to {most}"
-        table.caption = f"mIoU: mean over the {used} of {len(facts['classes'])} classes that occur"
+        table.caption += f"; mIoU: mean over the {used} of {len(facts['classes'])} classes that occur"
     return table
 
 
@@ -236,6 +237,8 @@ def runs_table(runs: Path) -> Shown:
         best = max(scores, key=lambda name: scores[name].get("miou") or 0)
         number = f"{percent(scores[best], 'accuracy')} / {percent(scores[best], 'miou')}"
         result = number if len(scores) == 1 else f"{number} ({best})"
+        if summary["protocol"] != "diffseg":
+            result += f", {summary['protocol']}"
         model = summary["model"] or "label maps"
         rows.append([when, f"{data['name']}, {summary['images']:,}", model, ", ".join(scores), result, run.name])
     headings = ["when", "data, images", "model", "methods, or what was varied", "accuracy / mIoU %", "folder"]
