@@ -293,7 +293,7 @@ def process_files(
             progress.advance(task)
     seconds, done = time.perf_counter() - start, len(jobs) - len(failed)
     if done:
-        each = f"{seconds / len(jobs):.1f} s each"
+        each = f"{seconds / done:.1f} s each"
         typer.echo(
             f"{done} photo{'s' * (done != 1)}, {segments} segments in {seconds:.1f} s ({each}) -> {printable(out)}"
         )

@@ -137,7 +137,7 @@ def folder_name(parts: Iterable[str], methods: Iterable[str], identity: Mapping[
     names = "+".join(methods)
     if len(names) > _LONGEST_NAME:
         names = f"{names.count('+') + 1}-settings"
-    return re.sub(r"[^\w.+=-]+", "-", "-".join([*parts, names, digest(identity)[:8]]))
+    return re.sub(r"[^\w.+=-]+", "-", "-".join(filter(None, [*parts, names, digest(identity)[:8]])))
 
 
 def open_run(

@@ -596,7 +596,7 @@ def test_label_values_and_sizes_that_do_not_fit(photos):
         (["score_size=0"], "score_size must be a whole number of pixels"),
         (["labels_suffix=null"], "labels_suffix must be what names end with"),
         (["published=foo"], "published must be one of"),
-        (["~model"], "segmenters.diffseg.threshold: Interpolation key 'model.name' not found; was it deleted"),
+        (["~model"], "model must be a model: model=NAME; it is missing"),
         (["dataset.size=abc"], "dataset.size must be a whole number, got 'abc'"),
         (["dataset.size=0"], "size must be 8 to 8192 pixels a side, got 0"),
         (["dataset.seed=abc"], "dataset.seed must be a whole number, got 'abc'"),

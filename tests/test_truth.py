@@ -280,7 +280,7 @@ def test_numbers_of_the_version_before_are_made_anew_or_refused(photos, capfd):
         DataError, match=r"images.parquet is damaged, or was counted by an earlier version of diffseg: score the run"
     ):
         score.read_counts(run, "whole")
-    with pytest.raises(DataError, match=r"^[^\n]*summary.json was written by an earlier version[^\n]*$"):
+    with pytest.raises(DataError, match=r"^[^\n]*summary.json is damaged, or of an earlier version[^\n]*$"):
         on(photos, "stages=[report]")
     assert on(photos) == right
     as_before()

@@ -225,8 +225,10 @@ def test_only_errors_that_a_user_can_mend_become_a_sentence(path):
 
 def test_nothing_catches_everything():
     wide = {"everything", "Exception", "BaseException"}
-    assert {path: [c for cs in handlers(path).values() for c in cs if c in wide] for path in SOURCES} == {
-        path: [] for path in SOURCES
+    seen = {path: [c for cs in handlers(path).values() for c in cs if c in wide] for path in SOURCES}
+    assert {path: caught for path, caught in seen.items() if caught} == {
+        "images.py": ["Exception"],  # around Pillow's decoders, which raise anything on damaged files
+        "datasets/download.py": ["BaseException"],  # removes what it began, and raises on
     }
 
 
@@ -243,4 +245,5 @@ def test_every_error_of_the_package_is_mendable():
     assert errors.pop("UserError") == ["ValueError"]
     assert {"DataError", "ImageError", "MovedError"} <= set(errors)
     assert errors.pop("_TerminatedError") == ["KeyboardInterrupt"]  # a scheduler's Ctrl-C
+    assert errors.pop("_ArchiveError") == ["Exception"]  # becomes a DataError where it is caught
     assert all(set(bases) <= {"UserError", *errors} for bases in errors.values())

@@ -130,7 +130,9 @@ def sheet(dataset: Dataset, rows: pd.DataFrame, a: Side, b: Side) -> Image.Image
 
 def table(both: pd.DataFrame, found: dict[str, dict]) -> Table:
     """The comparison for the terminal, in percentage points."""
-    shown = Table("", "difference", "95 % interval", "p", title=f"B - A on {len(both)} common images, points")
+    shown = Table(
+        "", "difference", "95 % interval", "p", title=f"B - A on {len(both)} common images, points, protocol diffseg"
+    )
     for name, row in found.items():
         low, high = row["interval"]
         label = "mIoU" if name == "miou" else name

@@ -26,19 +26,24 @@ def headline_values(summary: Summary) -> dict[str, dict[str, float | None]]:
 def worth_table(summary: Summary) -> Shown:
     """A row per segmenter, a column per protocol: percent, rank, and in brackets the places gained or lost.
 
+    Metrics with values above 1 are no fractions, and are shown as they are.
+
     Places are counted against the protocol that the run leads with.
     """
     values = headline_values(summary)
     first = ranks(values[summary["protocol"]])
     headings = ["segmenter", *(f"{rule}\n{metric_label(summary['headlines'][rule])}" for rule in values)]
+    # A count is no fraction, so it is no percentage either.
+    most = {rule: max((v for v in row.values() if v is not None), default=0) for rule, row in values.items()}
     cells = []
     for name, scores in summary["segmenters"].items():
         row = [f"{name} *" if scores["told"] else name]
-        for by_segmenter in values.values():
+        for rule, by_segmenter in values.items():
             value, rank = by_segmenter[name], ranks(by_segmenter)[name]
             moved = first[name] - rank
             places = f" ({moved:+d})" if moved else ""
-            row.append("–" if value is None else f"{100 * value:.1f}\n#{rank}{places}")  # noqa: RUF001
+            number = f"{100 * value:.1f}" if value is not None and most[rule] <= 1 else f"{value}"
+            row.append("–" if value is None else f"{number}\n#{rank}{places}")  # noqa: RUF001
         cells.append(row)
     facts = summary["dataset"]
     title = f"what a protocol is worth: {facts['name']}, {summary['images']:,} images"
