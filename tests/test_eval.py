@@ -1106,7 +1106,7 @@ def test_numbers_that_no_map_can_hold_are_refused_before_any_is_written(tmp_path
     config, choices = configured(*WITHOUT_MODEL, f"runs={tmp_path}")
     experiment = run.experiment_of(config, choices)
     part = replace(experiment.segmenters["grid"], made=Many())
-    with pytest.raises(ValueError, match=r"70000 to 70000; a label map is .* of whole numbers from 0 to 65535"):
+    with pytest.raises(ValueError, match=r"at most 70000; a label map is .* of whole numbers from 0 to 65535"):
         evaluation.evaluate(replace(experiment, segmenters={"grid": part}))
     assert not list(tmp_path.rglob("*.png"))
 

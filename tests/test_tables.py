@@ -37,6 +37,11 @@ def test_only_the_papers_model_on_the_whole_benchmark_stands_beside_the_paper():
     assert small[small["miou"] != tables.NOT_RUN]["size"].tolist() == [320]
 
 
+def test_an_interval_without_an_end_is_none():
+    assert tables.interval({"interval": {"miou": [0.1, None]}}, "miou") == ""
+    assert tables.interval({"interval": {"miou": [0.1, 0.25]}}, "miou") == "10.0 to 25.0"
+
+
 def test_a_published_row_stands_beside_its_own_protocol_and_size_only():
     beside = published_beside("coco_stuff27", "diffseg", 512)
     assert {row["method"] for row in beside} == {"DiffSeg", "K-Means-C", "K-Means-S", "DBSCAN"}

@@ -116,7 +116,7 @@ def measured_table(runs: Iterable[Summary], model: str) -> pd.DataFrame:
 def interval(scores: Mapping[str, Any], metric: str) -> str:
     """The 95 % interval in percent; "" of one image, which has none."""
     low, high = scores["interval"].get(metric, (None, None))
-    return "" if low is None else f"{100 * low:.1f} to {100 * high:.1f}"
+    return "" if low is None or high is None else f"{100 * low:.1f} to {100 * high:.1f}"
 
 
 def markdown(rows: pd.DataFrame) -> str:
