@@ -163,9 +163,9 @@ def _check_labels(name: str, key: str, labels: Any, size: int) -> None:
     if is_map and labels.min() >= 0 and labels.max() <= _LARGEST:
         return
     kind = f"{labels.dtype} {list(labels.shape)}" if hasattr(labels, "dtype") else ""
-    wrong = (
-        f", at least {labels.min()}" if is_map and labels.min() < 0 else f", at most {labels.max()}" if is_map else ""
-    )
+    wrong = ""
+    if is_map:
+        wrong = f", at least {labels.min()}" if labels.min() < 0 else f", at most {labels.max()}"
     raise UserError(
         f"segmenters.{name}: of the image {key} it gives a {type(labels).__name__} {kind}{wrong}; a label map is "
         f"a numpy array [{size}, {size}] of whole numbers from 0 to {_LARGEST}"

@@ -95,7 +95,7 @@ NUMBERS = st.sampled_from(
 )
 TEXTS = st.one_of(
     st.text(max_size=12),
-    st.sampled_from(["", " ", "..", ".", "a/b", "../a", "/", "null", "nan", "1e-6", "${runs}", "${nothing}"])
+    st.sampled_from(["", " ", "..", ".", "a/b", "../a", "/", "null", "nan", "1e-6", "{runs}", "$HOME"])
     | st.sampled_from(["x" * 300, "x" * 5000, "\n", "\x1b[31m", "a\0b", "\ud800", "é", "~", "a,b", "[1", "{a:1}", "1"]),
 )
 LEAVES = st.one_of(st.none(), NUMBERS, TEXTS)
@@ -464,7 +464,7 @@ SETTINGS = {  # what a run without a model can take, with values that do and do 
     "stages": ["[predict]", "[score]", "[report]", "[check]", "[]", "[x]", "predict", "[predict,predict]", "null"],
     "timestep": ["0", "1000", "1.5", "null", "x"],
     "run": ["mine", "keys.txt", "keys.txt/x", "''", "a/b", "x" * 300, ".", "é", "null"],
-    "runs": ["other", "keys.txt", "a/b/c", "''", "x" * 300],
+    "runs": ["other", "'${nothing}'", "'${dataset.count}'", "keys.txt", "a/b/c", "''", "x" * 300],
     "labels": ["masks", "nothing", "keys.txt", "''", "null", "."],
     "labels_suffix": [".png", ".tif", "''", "x", "null", "/x"],
     "reference": ["mini-scenes", "keys.txt", "nothing", "bad.txt", "a.yaml", "x" * 300, "null"],
