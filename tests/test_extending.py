@@ -300,7 +300,7 @@ class Empty(Dataset):
         ),
         (
             ["~segmenters.diffseg", "+segmenters.x._target_=mistakes.Negative"],
-            "it gives a ndarray int32 [64, 64], -1 to -1",
+            "it gives a ndarray int32 [64, 64], at least -1",
         ),
         (
             ["--config-dir=conf", "experiment=unplaced"],
