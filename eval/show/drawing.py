@@ -162,7 +162,7 @@ def _head(figure: Figure, ablation: Ablation, axes: Axes) -> None:
 def protocols(summary: Summary) -> Figure:
     """A line for each segmenter over the protocols: how far a number moves, and who overtakes whom.
 
-    Controls that show nothing of the image are dashed and grey.
+    Controls that show nothing of the image are dashed and grey, those that are told something of the truth dotted.
     """
     values = headline_values(summary)
     with _style():
@@ -171,8 +171,10 @@ def protocols(summary: Summary) -> Figure:
         ends = []
         for index, name in enumerate(summary["segmenters"]):
             heights = [math.nan if v[name] is None else 100 * float(v[name] or 0) for v in values.values()]
-            empty = summary["segmenters"][name]["settings"].get("_target_", "").startswith(_EMPTY)
-            look: dict[str, Any] = {"color": _MUTED, "linestyle": (0, (4, 3))} if empty else {}
+            scores = summary["segmenters"][name]
+            empty = scores["settings"].get("_target_", "").startswith(_EMPTY)
+            look: dict[str, Any] = {"linestyle": ":"} if scores["told"] else {}
+            look |= {"color": _MUTED, "linestyle": (0, (4, 3))} if empty else {}
             axes.plot(range(len(values)), heights, marker="o", **{"color": _MARKS[index % len(_MARKS)], **look})
             ends.append((heights[-1], name))
         for height, name in _apart(ends, 5):
