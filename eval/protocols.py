@@ -129,6 +129,7 @@ class BackgroundMerged(Matching):
     version: ClassVar[int] = 1
 
     def assign(self, hist: np.ndarray, background: int | None = None) -> np.ndarray:
+        """The class of each segment after merging; merged ones share theirs. background: None: as `OneToOne`."""
         if background is None:
             return OneToOne().assign(hist)
         order = np.append(np.delete(np.arange(len(hist) - 1), background), background)

@@ -49,8 +49,3 @@ def published_beside(dataset: str | None, protocol: str, size: int) -> list[dict
     """The published rows that may stand beside measured ones of this data set, protocol and size (pixels a side)."""
     asked = {"dataset": dataset, "protocol": protocol, "size": size}
     return [row for row in published_rows() if asked.items() <= row.items()]
-
-
-def published_regions() -> list[dict[str, Any]]:
-    """BSDS500's test images, percent: covering [ODS, OIS], pri, vi (bits) and, where known, boundary F [ODS, OIS]."""
-    return _file()["bsds500_test"]
