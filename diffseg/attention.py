@@ -121,7 +121,7 @@ class Recorder(TorchFunctionMode):
         self._seen: set[str] = set()
         self._sums: dict[str, Maps] = {"image": {}, "text": {}}
         self._counts: dict[tuple[str, Size], int] = {}
-        self._sizes: dict[str, Size] = {}  # of the tokens of each layer that was seen
+        self._lies: dict[str, tuple[Tokens, int]] = {}  # how the tokens of each layer lie, and its number of queries
         self._features: dict[str, Tensor] = {}
         self._finite: dict[str, Tensor] = {}  # whether each layer's queries and keys are numbers
         self._hooks: list[Any] = []
@@ -162,7 +162,7 @@ class Recorder(TorchFunctionMode):
         lie = self._tokens(layer, query.shape[-2], key.shape[-2])
         if lie is None:
             return
-        self._sizes[layer] = lie.size
+        self._lies[layer] = lie, query.shape[-2]
         kinds = {"image": lie.image if self._needs.attention else None, "text": lie.text if self._needs.cross else None}
         if not any(kinds.values()):
             return
@@ -233,18 +233,26 @@ class Recorder(TorchFunctionMode):
         )
 
     def _grid(self, name: str, features: Tensor) -> Tensor:
-        """Features [B, h*w, C] of a layer, or of what is around one, as [B, C, h, w]; of four axes as they are."""
+        """Features [B, N, C] of a layer, or of what is around or in one, as [B, C, h, w]; of four axes as they are.
+
+        N: the image's tokens, or all that the layer has as queries, of which the image's are taken.
+        """
         if features.ndim == 4:
             return features
-        near = [layer for layer in self._sizes if layer == name or layer.startswith(f"{name}.")]
-        near += [layer for layer in self._sizes if name.startswith(f"{layer}.")]
-        sizes = {self._sizes[layer] for layer in near}
-        fitting = [size for size in sizes if features.ndim == 3 and size[0] * size[1] == features.shape[1]]
-        if len(fitting) != 1:
+        near = [layer for layer in self._lies if f"{layer}.".startswith(f"{name}.") or name.startswith(f"{layer}.")]
+        grids = {}
+        for lie, queries in (self._lies[layer] for layer in near):
+            h, w = lie.size
+            if features.ndim == 3 and features.shape[1] == queries:
+                grids[lie.size] = features[:, lie.queries]
+            elif features.ndim == 3 and features.shape[1] == h * w:
+                grids[lie.size] = features
+        if len(grids) != 1:
             raise UserError(
                 f"the output of {name}, {list(features.shape)}, is no grid of positions: take another layer"
             )
-        return features.transpose(1, 2).unflatten(2, fitting[0])
+        ((size, tokens),) = grids.items()
+        return tokens.transpose(1, 2).unflatten(2, size)
 
 
 def add_head_mean(total: Tensor, q: Tensor, k: Tensor, heads: int, scale: float) -> None:

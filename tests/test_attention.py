@@ -245,3 +245,20 @@ def test_golden_unet():
     assert ((rows - expected).norm() / expected.norm()).item() < 5e-4
     labels = to_labels(merge(attention, 16, [0.6] * 3), (512, 512)).numpy()
     assert (labels == golden["labels"]).mean() >= 0.999
+
+
+def test_features_of_all_queries_are_cut_to_the_image():
+    """A layer that has other tokens before the image's: of its output, the image's are the grid."""
+
+    class Layer(torch.nn.Module):
+        def forward(self, x):
+            torch.nn.functional.scaled_dot_product_attention(x[:, None], x[:, None], x[:, None])
+            return x
+
+    network, x = torch.nn.ModuleDict({"layer": Layer()}), torch.randn(2, 3 + 6, 4)
+    lie = Tokens((2, 3), slice(3, 9), slice(3, 9))
+    needs = Needs(features=frozenset({"layer"}))
+    with Recorder(network, dict(network.named_children()), lambda *_: lie, needs) as recorder:
+        network["layer"](x)
+    features = recorder.observation().features["layer"]
+    torch.testing.assert_close(features, x[:, 3:].transpose(1, 2).reshape(2, 4, 2, 3), rtol=0, atol=0)

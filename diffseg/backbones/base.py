@@ -7,6 +7,7 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -56,6 +57,14 @@ class Backbone(ABC):
     def forward(self, images: Tensor, look: Look, prompts: Sequence[str]) -> None:
         """One pass. images: [B, 3, H, W] in [-1, 1]; look: its timestep is set; prompts: one for each image."""
 
+    def aliases(self) -> Mapping[str, str]:
+        """Layers that methods ask for without knowing the network -> their names in it.
+
+        "encoder": the last self-attention of the encoder, where there is one. "keys": the projection to the keys of
+        that layer, or of the last layer of all.
+        """
+        return {}
+
     @property
     def tokenizer(self) -> Any:
         """What cuts prompts into tokens.
@@ -91,9 +100,12 @@ class Backbone(ABC):
         timestep = self.defaults.get("timestep", PAPER_TIMESTEP) if look.timestep is None else look.timestep
         look = Look(int(timestep), look.noise, look.prompted, look.size)
         tokens = partial(self.tokens, size=(images.shape[2], images.shape[3]))
+        names = {asked: self.aliases().get(asked, asked) for asked in needs.features}
+        needs = replace(needs, features=frozenset(names.values()))
         with Recorder(self.network, self.layers(), tokens, needs) as recorder:
             self.forward(images, look, prompts or [""] * len(images))
-        return recorder.observation()
+        seen = recorder.observation()
+        return replace(seen, features={asked: seen.features[name] for asked, name in names.items()})
 
 
 def recommended(name: str) -> dict[str, Any]:

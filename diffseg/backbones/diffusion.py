@@ -141,6 +141,11 @@ class DiffusionModel(Backbone):
         """Row by row, at the size of the latents or halved."""
         return unet_tokens(layer, queries, keys, (size[0] // self._shrinks, size[1] // self._shrinks))
 
+    def aliases(self) -> Mapping[str, str]:
+        """The last self-attention of the encoder (what DiffCut takes features of), and its keys."""
+        encoder = [name for name in self.layers() if name.startswith("down_blocks.") and name.endswith(".attn1")]
+        return {"encoder": encoder[-1], "keys": f"{encoder[-1]}.to_k"} if encoder else {}
+
     @property
     def multiple(self) -> int:
         """Pixels that both sides of an image must be a multiple of, for every resolution of the UNet to be whole."""
