@@ -22,6 +22,7 @@ from unittest import mock
 
 import numpy as np
 import pandas as pd
+import scipy.linalg
 import torch
 import torch.nn.functional as F
 import typer
@@ -92,6 +93,44 @@ def straightforward_merge(attention: Tensor, anchors: int, thresholds: list[floa
                 merged.append(stacked[near].mean(0))
         proposals = merged
     return torch.stack(proposals).view(-1, h, w)
+
+
+def straightforward_ncut(affinity: np.ndarray, threshold: float, faithful: bool = True) -> np.ndarray:
+    """Recursive normalized cut as it reads: all eigenvectors, and a quadratic form for each of 100 thresholds; int [N].
+
+    affinity: [N, N]. threshold, faithful: as for `diffseg.methods.ncut`.
+    """
+    labels, segments = np.zeros(len(affinity), int), 0
+    left_out = (affinity == 0).any(1) if faithful else np.zeros(len(affinity), bool)
+    waiting = [(np.arange(len(affinity)), True)]
+    while waiting:
+        tokens, is_first = waiting.pop()
+        considered = tokens if is_first else tokens[~left_out[tokens]]
+        if len(considered) > 1:
+            value, side = straightforward_bisection(affinity[np.ix_(considered, considered)].astype(np.float64))
+            if value < threshold:
+                waiting += [(np.setdiff1d(tokens, considered[side]), False), (considered[side], False)]
+                continue
+        labels[tokens] = segments
+        segments += 1
+    return labels
+
+
+def straightforward_bisection(affinity: np.ndarray) -> tuple[float, np.ndarray]:
+    """The least NCut of 100 thresholds on the second eigenvector, and its side, bool [n]; affinity: float64 [n, n]."""
+    degrees = affinity.sum(1)
+    roots = np.diag(degrees**-0.5)
+    _, vectors = scipy.linalg.eigh(roots @ (np.diag(degrees) - affinity) @ roots)
+    y = roots @ vectors[:, 1]
+    y = y * np.sign(y[np.abs(y).argmax()])
+    best, side = np.inf, np.zeros(len(y), bool)
+    for theta in np.linspace(0.99 * y.min(), 0.99 * y.max(), 100):
+        inside = (y > theta).astype(float)
+        cut = inside @ affinity @ (1 - inside)
+        volumes = degrees @ inside, degrees @ (1 - inside)
+        if min(volumes) > 0 and cut / volumes[0] + cut / volumes[1] < best:
+            best, side = cut / volumes[0] + cut / volumes[1], inside > 0
+    return best, side
 
 
 def seconds(work: Callable[[], object], repeats: int, device: torch.device) -> float:
