@@ -80,6 +80,7 @@ class Experiment:
     dataset: Part[Dataset]
     segmenters: Mapping[str, Part[Segmenter | Oracle]]
     protocols: Mapping[str, Part[Protocol]]  # the first is the one that tables and reports lead with
+    origins: Mapping[str, str] = field(default_factory=dict)  # the method that each tried setting is one of
     model: Part[Callable[[str], Backbone]] | None = None  # loads the backbone on a device; None: masks are scored
     masks: Masks | None = None
     tracker: Tracker = field(default_factory=Tracker)
@@ -402,18 +403,27 @@ def headline_of(protocol: Protocol, metrics: Mapping[str, Any]) -> str:
     return protocol.headline if protocol.headline in metrics else next(iter(metrics))
 
 
-def _granularity(experiment: Experiment, counts: Counts, headlines: Mapping[str, str]) -> dict[str, Granularity]:
-    """The curves over the number of segments, by protocol; {} where only one setting of a method was tried."""
-    kinds = {name: part.settings["_target_"] for name, part in experiment.segmenters.items()}
-    tried = [name for name in counts.images if name in kinds and kinds[name] == next(iter(kinds.values()))]
-    if len(tried) < 2:
-        return {}
-    segments = [counts.images[name]["segments"].map(len).to_numpy() for name in tried]
-    background = experiment.dataset.made.background
-    curves = {}
-    for rule, part in experiment.protocols.items():
-        hists = [counts_for(counts.images[name], part.made) for name in tried]
-        curves[rule] = granularity(tried, hists, segments, part.made, headlines[rule], background)
+def _granularity(
+    experiment: Experiment, counts: Counts, headlines: Mapping[str, str]
+) -> dict[str, dict[str, Granularity]]:
+    """The curves over the number of segments, by method and protocol, where several settings were tried."""
+    background, curves = experiment.dataset.made.background, {}
+    for method in dict.fromkeys(experiment.origins.values()):
+        tried = [name for name in counts.images if experiment.origins.get(name) == method]
+        if len(tried) < 2:
+            continue
+        segments = [counts.images[name]["segments"].map(len).to_numpy() for name in tried]
+        curves[method] = {
+            rule: granularity(
+                tried,
+                [counts_for(counts.images[name], part.made) for name in tried],
+                segments,
+                part.made,
+                headlines[rule],
+                background,
+            )
+            for rule, part in experiment.protocols.items()
+        }
     return curves
 
 

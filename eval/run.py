@@ -95,7 +95,8 @@ def experiment_of(config: dict[str, Any], choices: Mapping[str, str]) -> Experim
         raise UserError(f"published must be one of {', '.join(known)}, or null; got {config['published']!r}")
     if "check" in config["stages"] and not config["reference"]:
         raise UserError("the stage check needs reference=NAME or a file")
-    config = {**config, "segmenters": varied(config["segmenters"], config["vary"])}
+    segmenters, origins = varied(config["segmenters"], config["vary"])
+    config = {**config, "segmenters": segmenters}
     for group in ("segmenters", "protocols"):
         for name in config[group]:
             if not is_file_name(name):
@@ -109,6 +110,7 @@ def experiment_of(config: dict[str, Any], choices: Mapping[str, str]) -> Experim
         protocols={
             name: part(settings, name, f"protocols.{name}", Protocol) for name, settings in config["protocols"].items()
         },
+        origins=origins,
         model=None if config["labels"] else _model(config["model"], choices["model"], config["dtype"]),
         masks=Masks(Path(config["labels"]), config["labels_suffix"]) if config["labels"] else None,
         tracker=make(config["tracker"], "tracker", Tracker),
@@ -239,27 +241,77 @@ def _load_model(settings: str, device: str, dtype: str | None) -> Backbone:
     return make(json.loads(settings), "model", Backbone, device=device, dtype=dtype)
 
 
-def varied(segmenters: dict[str, Any], vary: dict[str, list[Any]] | None) -> dict[str, Any]:
-    """The segmenters, with "diffseg" replaced by one for each combination of the values to try.
+def varied(segmenters: dict[str, Any], vary: dict[str, Any] | None) -> tuple[dict[str, Any], dict[str, str]]:
+    """The segmenters, those to be varied replaced by one for each combination of the values to try.
 
-    All of them share one forward pass. {"threshold": [0.7, 0.9]} gives "threshold=0.7" and "threshold=0.9".
+    All of them share the passes, and what else their settings have in common. {"threshold": [0.7, 0.9]} is of the
+    segmenter diffseg, or of the only one there is, and gives "threshold=0.7" and "threshold=0.9"; {"diffcut":
+    {"threshold": [0.3, 0.5]}} gives "diffcut.threshold=0.3" and "diffcut.threshold=0.5".
+
+    Returns:
+        The segmenters, and which of those given each of the new ones was made from.
 
     Raises:
-        UserError: there is no segmenter diffseg, a setting it does not have, or no list of values.
+        UserError: no such segmenter, a setting it does not have, or no list of values.
     """
-    if not vary:
-        return segmenters
-    base = segmenters.get("diffseg")
-    if base is None:
-        raise UserError("vary= tries settings of the segmenter diffseg, and there is none of that name")
-    for key, values in vary.items():
-        if key not in base:
-            raise UserError(f"vary.{key}: the segmenter diffseg has no {key}{did_you_mean(key, list(base))}")
-        if not isinstance(values, list) or not values:
-            raise UserError(f"vary.{key} must be a list of values to try, got {values!r}")
-    combinations = (dict(zip(vary, values, strict=True)) for values in itertools.product(*vary.values()))
-    tried = {",".join(f"{k}={value_name(v)}" for k, v in chosen.items()): {**base, **chosen} for chosen in combinations}
-    return tried | {name: settings for name, settings in segmenters.items() if name != "diffseg"}
+    wanted: dict[str, dict[str, Any]] = {}
+    for key, values in (vary or {}).items():
+        if isinstance(values, dict):
+            wanted.setdefault(_known(key, segmenters), {}).update(_flat_lists(values, f"{key}."))
+        else:
+            whose = next(iter(segmenters)) if len(segmenters) == 1 else "diffseg"
+            wanted.setdefault(_known(whose, segmenters, key), {})[key] = values
+    tried: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for name, settings in segmenters.items():
+        values = wanted.get(name, {})
+        for key, options in values.items():
+            _check_values(settings, name, key.removeprefix(f"{name}."), options)
+        for chosen in itertools.product(*values.values()):
+            new = ",".join(f"{key}={value_name(value)}" for key, value in zip(values, chosen, strict=True))
+            tried[new or name] = settings
+            for key, value in zip(values, chosen, strict=True):
+                tried[new] = _with(tried[new], key.removeprefix(f"{name}.").split("."), value)
+                origins[new] = name
+    return tried, origins
+
+
+def _known(name: str, segmenters: Mapping[str, Any], key: str = "") -> str:
+    """The name of a segmenter that there is; key: a setting that was given without saying whose."""
+    if name in segmenters:
+        return name
+    there = ", ".join(segmenters)
+    if key:
+        raise UserError(f"vary.{key}: say whose setting this is, vary={{NAME:{{{key}:[...]}}}}, NAME one of {there}")
+    raise UserError(
+        f"vary.{name}: there is no segmenter {name}{did_you_mean(name, list(segmenters))}; there are {there}"
+    )
+
+
+def _flat_lists(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Nested settings with dots between their names: {"of": {"alpha": [5]}} -> {"diffcut.of.alpha": [5]}."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat_lists(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _check_values(settings: Any, name: str, key: str, values: Any) -> None:
+    """Refuses what is no setting of a segmenter, or no list of values for it."""
+    node = settings
+    for part in key.split("."):
+        if not isinstance(node, dict) or part not in node:
+            near = did_you_mean(part, list(node)) if isinstance(node, dict) else ""
+            raise UserError(f"vary.{key}: the segmenter {name} has no {key}{near}")
+        node = node[part]
+    if not isinstance(values, list) or not values:
+        raise UserError(f"vary.{key} must be a list of values to try, got {values!r}")
+
+
+def _with(settings: dict[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
+    """Settings with the one at a path changed."""
+    first, *rest = path
+    return {**settings, first: _with(settings[first], rest, value) if rest else value}
 
 
 def value_name(value: Any) -> str:

@@ -89,7 +89,7 @@ class Summary(TypedDict):
     segmenters: dict[str, SegmenterScores]  # under the first protocol
     protocols: dict[str, dict[str, dict[str, Any]]]  # metrics of each segmenter under each protocol
     headlines: dict[str, str]  # the metric that stands for each protocol
-    granularity: dict[str, Granularity]  # by protocol, where several settings of the first segmenter's kind were tried
+    granularity: dict[str, dict[str, Granularity]]  # by method of which several settings were tried, and protocol
 
 
 _SUMMARY = TypeAdapter(Summary)

@@ -72,8 +72,13 @@ def maps_of(folder):
 
 
 def batch_of(pixels, maps):
-    """Images whose pass has shown these maps."""
-    return Batch(pixels, lambda look, needs: Observation(maps))
+    """Images whose pass has shown these maps, and random features where some are asked for."""
+
+    def see(look, needs):
+        grid = torch.randn(len(pixels), 8, 16, 16, generator=torch.Generator().manual_seed(0))
+        return Observation(maps, {}, dict.fromkeys(needs.features, grid))
+
+    return Batch(pixels, see)
 
 
 def options(group):
@@ -83,7 +88,8 @@ def options(group):
 @pytest.mark.parametrize("experiment", options("experiment"))
 def test_every_experiment_composes_and_instantiates(experiment):
     config, _ = configured(f"experiment={experiment}")
-    assert [instantiate(s) for s in run.varied(config["segmenters"], config["vary"]).values()]
+    segmenters, _ = run.varied(config["segmenters"], config["vary"])
+    assert [instantiate(settings) for settings in segmenters.values()]
     instantiate(config["tracker"])
     for part in ("dataset", "model"):  # neither data nor weights are at hand for all of them
         module, _, name = config[part]["_target_"].rpartition(".")
@@ -257,6 +263,29 @@ def test_many_settings_share_one_pass_and_score_as_alone(tmp_path, monkeypatch):
         evaluated(tmp_path, *SMALL, "vary={treshold:[1]}")
     with pytest.raises(ValueError, match="must be a list of values"):
         evaluated(tmp_path, *SMALL, "vary={threshold:1}")
+
+
+def test_settings_of_several_methods_share_one_pass(tmp_path, monkeypatch):
+    """Also nested ones; each scores as it does alone, and each method has a curve of its own."""
+    passes = []
+    observe = DiffusionModel.observe
+    monkeypatch.setattr(DiffusionModel, "observe", lambda *a, **k: passes.append(a[3]) or observe(*a, **k))
+    two = [*SMALL, "dataset.count=2", "+segmenter@segmenters.diffcut=diffcut_pamr", "segmenters.diffcut.of.size=128"]
+    many = evaluated(tmp_path, *two, "vary={threshold:[0.3,0.6],diffcut:{of:{threshold:[0.2,0.9]},iterations:[2]}}")
+    assert len(passes) == 4  # two looks at each of two images
+    assert list(many["segmenters"]) == [
+        "threshold=0.3",
+        "threshold=0.6",
+        "diffcut.of.threshold=0.2,diffcut.iterations=2",
+        "diffcut.of.threshold=0.9,diffcut.iterations=2",
+    ]
+    assert {method: list(curves) for method, curves in many["granularity"].items()} == {
+        "diffseg": ["diffseg"],
+        "diffcut": ["diffseg"],
+    }
+    alone = evaluated(tmp_path, *two, "segmenters.diffcut.of.threshold=0.9", "segmenters.diffcut.iterations=2")
+    varied = many["segmenters"]["diffcut.of.threshold=0.9,diffcut.iterations=2"]
+    assert varied == alone["segmenters"]["diffcut"]
 
 
 def test_scoring_at_another_size_needs_no_new_prediction(tmp_path):
@@ -949,6 +978,9 @@ def test_long_names_of_settings_are_not_cut_in_the_table(monkeypatch, capsys):
         (["+segmenter@segmenters.grid=grid", "segmenters.grid.rows=70000"], "at most 65536 cells"),
         (["../up"], "'../up' cannot be the name of a folder"),
         (["segmenters.diffseg._target_='/'"], "segmenters.diffseg._target_ must be a class with its module"),
+        (["vary={diffcut:{threshold:[1]}}"], "vary.diffcut: there is no segmenter diffcut; there are diffseg"),
+        (["vary={diffseg:{threshhold:[1]}}"], "the segmenter diffseg has no threshhold; did you mean threshold"),
+        (["vary={diffseg:{threshold:{low:[1]}}}"], "the segmenter diffseg has no threshold.low"),
         (["vary={weights:[a/b]}"], "'weights=a/b' cannot be the name of a folder"),
     ],
     ids=lambda x: x[-1] if isinstance(x, list) else "",

@@ -103,8 +103,9 @@ def test_a_run_led_by_regions_has_a_report(tmp_path):
 
 def test_a_run_that_varied_a_setting_has_curves(tmp_path):
     summary = evaluated(tmp_path, *SMALL, "vary={threshold:[0.2,0.6,1.2]}", "protocol=[diffseg,majority,regions]")
-    assert list(summary["granularity"]) == ["diffseg", "majority", "regions"]
-    for rule, curve in summary["granularity"].items():
+    curves = summary["granularity"]["diffseg"]
+    assert list(curves) == ["diffseg", "majority", "regions"]
+    for rule, curve in curves.items():
         assert curve["segments"] == sorted(curve["segments"])
         assert curve["ods"] == max(curve["values"]) <= curve["ois"]
         assert curve["ods"] == summary["protocols"][rule][curve["ods_setting"]][curve["metric"]]

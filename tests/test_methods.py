@@ -21,9 +21,9 @@ from diffseg.methods.autosc import AutoSC, auto_clusters, largest_gap
 from diffseg.methods.diffcut import DiffCut, concepts
 from diffseg.methods.maskcut import MaskCut, objects
 from diffseg.methods.merging import Merging
-from diffseg.methods.ncut import CutTree, best_bisections, cosine_affinity, partitions, recursive_ncut
+from diffseg.methods.ncut import CutTree, best_bisections, cluster_qr, cosine_affinity, partitions, recursive_ncut
 from diffseg.methods.pamr import Refined, pamr
-from diffseg.methods.walk import Spectral, Walk, cluster_qr, walk_affinity
+from diffseg.methods.walk import Spectral, Walk, walk_affinity
 from diffseg.observed import Batch
 from tests.golden import inputs
 

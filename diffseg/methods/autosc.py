@@ -1,6 +1,7 @@
 """AutoSC: spectral clustering that chooses its own number of segments and the sharpness of its affinity.
 
-As described with DiffCut (arXiv 2406.02842). It looks as DiffCut does and names pixels as DiffCut does; between the two, all segments are found at once.
+As described with DiffCut (arXiv 2406.02842). It looks as DiffCut does and names pixels as DiffCut does; between the
+two, all segments are found at once.
 """
 
 from __future__ import annotations
@@ -11,8 +12,7 @@ import torch
 from torch import Tensor
 
 from diffseg.methods.diffcut import ByFeatures
-from diffseg.methods.ncut import cosine_affinity, normalised
-from diffseg.methods.walk import cluster_qr
+from diffseg.methods.ncut import cluster_qr, cosine_affinity, normalised
 from diffseg.observed import Observed
 
 ALPHAS = (1, 5, 10, 15)

@@ -11,6 +11,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+import scipy.linalg
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -285,3 +287,17 @@ def _largest(diagonal: Sequence[Tensor], beside: Sequence[Tensor], length: Tenso
         matrix = matrix + off + off.mT
     vectors = torch.linalg.eigh(matrix)[1][..., -1]
     return vectors, length * vectors[:, -1].abs()
+
+
+def cluster_qr(vectors: Tensor) -> Tensor:
+    """Clusters int64 [N], 0..k-1, of the k leading eigenvectors [N, k] of an affinity, without initialisation.
+
+    Damle, Minden, Ying 2019: the k positions that a pivoted QR decomposition picks stand for the clusters; the
+    orthogonal matrix nearest to their rows turns the eigenvectors into indicators of these.
+    """
+    rows = vectors.double().cpu().numpy()
+    k = rows.shape[1]
+    _, pivots = scipy.linalg.qr(rows.T, mode="r", pivoting=True)
+    left, _, right = scipy.linalg.svd(rows[pivots[:k]].T)
+    labels = np.abs(rows @ (left @ right)).argmax(1)
+    return torch.from_numpy(np.unique(labels, return_inverse=True)[1].reshape(-1)).to(vectors.device)

@@ -10,16 +10,15 @@ from abc import abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
-import scipy.linalg
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from diffseg.errors import UserError
 from diffseg.methods.base import Segmenter, as_numpy, upsample_labels
-from diffseg.methods.merging import labels_of
-from diffseg.methods.ncut import CutTree, check_threshold, normalised, partitions
+from diffseg.methods.ncut import CutTree, check_threshold, cluster_qr, normalised, partitions
 from diffseg.observed import Batch, Observed
+from diffseg.segmentation import by_area, to_labels
 
 
 class ByWalk(Segmenter):
@@ -63,8 +62,8 @@ class ByWalk(Segmenter):
         attention = image.attention(self.weights, self.look)
         h, w = attention.shape[:2]
         members = F.one_hot(upsample_labels(groups, (h, w)).flatten()).T.to(attention.dtype)  # [K, h*w]
-        maps = members @ attention.reshape(h * w, -1) / members.sum(1, keepdim=True)
-        return as_numpy(labels_of(maps.view(-1, h, w), image.size)[0])
+        maps = (members @ attention.reshape(h * w, -1) / members.sum(1, keepdim=True)).view(-1, h, w)
+        return as_numpy(by_area(to_labels(maps, image.size), len(maps))[0])
 
 
 class Walk(ByWalk):
@@ -131,17 +130,3 @@ def walk_affinity(attention: Tensor, steps: int, grid: int) -> Tensor:
     steps_of = F.adaptive_avg_pool2d(goes.mT.reshape(1, -1, h, w), size).flatten(2)[0].T.double()
     walk = torch.linalg.matrix_power(steps_of / steps_of.sum(1, keepdim=True), steps)
     return (walk + walk.T) / 2
-
-
-def cluster_qr(vectors: Tensor) -> Tensor:
-    """Clusters int64 [N], 0..k-1, of the k leading eigenvectors [N, k] of an affinity, without initialisation.
-
-    Damle, Minden, Ying 2019: the k positions that a pivoted QR decomposition picks stand for the clusters; the
-    orthogonal matrix nearest to their rows turns the eigenvectors into indicators of these.
-    """
-    rows = vectors.double().cpu().numpy()
-    k = rows.shape[1]
-    _, pivots = scipy.linalg.qr(rows.T, mode="r", pivoting=True)
-    left, _, right = scipy.linalg.svd(rows[pivots[:k]].T)
-    labels = np.abs(rows @ (left @ right)).argmax(1)
-    return torch.from_numpy(np.unique(labels, return_inverse=True)[1].reshape(-1)).to(vectors.device)

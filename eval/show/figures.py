@@ -100,13 +100,18 @@ def _granularity(
     runs: Annotated[list[Path], typer.Argument(help="Runs that varied one setting each.", show_default=False)],
     out: Annotated[Path, typer.Option(help="The figure's name.")] = Path("figures/granularity.svg"),
 ) -> None:
-    """Metrics over the number of segments, one curve for each run: methods whose thresholds mean different things."""
+    """Metrics over the number of segments, one curve for each method, whatever its thresholds mean."""
     with one_sentence("figures"):
         summaries = {run.name: read_summary(find_run(run)) for run in runs}
         for name, summary in summaries.items():
             if not summary["granularity"]:
                 raise UserError(f"{name} tried one setting alone: give a run with vary=, such as an ablation of tau")
-        _write(granularities({name: summary["granularity"] for name, summary in summaries.items()}), out)
+        curves = {
+            f"{method}, {name}" if len(runs) > 1 else method: curve
+            for name, summary in summaries.items()
+            for method, curve in summary["granularity"].items()
+        }
+        _write(granularities(curves), out)
 
 
 @app.command("overview")

@@ -78,7 +78,7 @@ def write_report(run: Run, dataset: Dataset, summary: Summary, protocol: Protoco
         worth=worth_table(summary) if worth else None,
         protocols=_drawn("protocols", summary) if worth else "",
         granularity=granularity_table(summary["granularity"]) if summary["granularity"] else None,
-        granularities=_drawn("granularities", {first: summary["granularity"]}) if summary["granularity"] else "",
+        granularities=_drawn("granularities", summary["granularity"]) if summary["granularity"] else "",
         classes=class_rows(summary, images),
         absent=absent_classes(summary),
         spreads=spreads(images),

@@ -56,17 +56,19 @@ def metric_label(metric: str) -> str:
     return {"miou": "mIoU", "f": "F"}.get(metric, metric)
 
 
-def granularity_table(curves: Mapping[str, Granularity]) -> Shown:
-    """A row per protocol's curve: best common setting, best per image, area; percent, with intervals."""
+def granularity_table(methods: Mapping[str, Mapping[str, Granularity]]) -> Shown:
+    """A row per method's and protocol's curve: best common setting, best per image, area; percent, with intervals."""
     cells = []
-    for rule, curve in curves.items():
-        span = f"{curve['segments'][0]:.1f} to {curve['segments'][-1]:.1f}"
-        numbers = [
-            _with_interval(curve["ods"], curve["ods_interval"]),
-            _with_interval(curve["ois"], curve["ois_interval"]),
-            _with_interval(curve["area"], curve["area_interval"]),
-        ]
-        cells.append([f"{rule}: {metric_label(curve['metric'])}", *numbers, curve["ods_setting"], span])
+    for method, curves in methods.items():
+        for rule, curve in curves.items():
+            span = f"{curve['segments'][0]:.1f} to {curve['segments'][-1]:.1f}"
+            numbers = [
+                _with_interval(curve["ods"], curve["ods_interval"]),
+                _with_interval(curve["ois"], curve["ois_interval"]),
+                _with_interval(curve["area"], curve["area_interval"]),
+            ]
+            name = f"{method}, {rule}" if len(methods) > 1 else rule
+            cells.append([f"{name}: {metric_label(curve['metric'])}", *numbers, curve["ods_setting"], span])
     headings = ["curve over segments", "ODS %", "OIS %", "area %", "best common setting", "segments"]
     return Shown("without a chosen setting", headings, cells)
 
