@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,20 @@ from diffseg.datasets.transforms import centre_crop, image_to_pixels, resize_lab
 from diffseg.errors import UserError, did_you_mean, printable
 from diffseg.files import content_hashes
 from diffseg.images import ImageError, read_numbers, read_rgb, read_size
+from diffseg.words import caption_of, nouns_in
 
 
 class DataError(UserError):
     """A data set that is incomplete or a file that is damaged; the message names it and says what to do."""
+
+
+@dataclass(frozen=True)
+class Words:
+    """What a prompted look says of an image. nouns: (noun in the text, class). unnamed: a number that is no class."""
+
+    text: str
+    nouns: tuple[tuple[str, int], ...]
+    unnamed: int
 
 
 class Dataset:
@@ -100,6 +111,39 @@ class Dataset:
     def raw_label(self, key: str) -> np.ndarray:
         """The labels at the photo's own size, int [H, W], -1 = ignored."""
         raise NotImplementedError(f"{type(self).__name__} does not say how its labels are read")
+
+    @property
+    def nouns(self) -> Mapping[str, int]:
+        """What a prompt that lists the classes calls each of them -> the class."""
+        return {name.replace("_", " ").replace("-", " ").lower(): i for i, name in enumerate(self.classes)}
+
+    @property
+    def vocabulary(self) -> Mapping[str, int]:
+        """What captions may call the classes, in small letters -> the class."""
+        return self.nouns
+
+    def caption_file(self) -> Path | None:
+        """The file that captions are read from; None where there is none."""
+        return None
+
+    def caption(self, key: str) -> str:
+        """A sentence that says what an image shows.
+
+        Raises:
+            DataError: there is none.
+        """
+        raise DataError(f"{type(self).__name__} has no captions: name its classes, prompts=classes")
+
+    def words(self, key: str, prompts: str) -> Words:
+        """What is said of an image to have its segments named.
+
+        prompts: "classes", a list of all classes, the same for every image; "captions", the image's caption, whose
+            nouns are those of the vocabulary.
+        """
+        if prompts == "classes":
+            return Words(caption_of(list(self.nouns)), tuple(self.nouns.items()), len(self.classes))
+        caption = self.caption(key)
+        return Words(caption, nouns_in(caption, self.vocabulary), len(self.classes))
 
     def image(self, key: str, size: int | None = None) -> torch.Tensor:
         """float32 [3, size, size] in [-1, 1]: centre crop, bilinear without antialiasing.

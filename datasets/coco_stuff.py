@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
@@ -59,6 +60,49 @@ COARSE = (
 )
 # fmt: on
 
+# Names of the values: of things, COCO ids 1..91 with gaps; of stuff, 92..182.
+_GAPS = frozenset({12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91})
+_THINGS = """
+person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop sign,
+parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, backpack, umbrella,
+handbag, tie, suitcase, frisbee, skis, snowboard, sports ball, kite, baseball bat, baseball glove, skateboard,
+surfboard, tennis racket, bottle, wine glass, cup, fork, knife, spoon, bowl, banana, apple, sandwich, orange,
+broccoli, carrot, hot dog, pizza, donut, cake, chair, couch, potted plant, bed, dining table, toilet, tv,
+laptop, mouse, remote, keyboard, cell phone, microwave, oven, toaster, sink, refrigerator, book, clock, vase,
+scissors, teddy bear, hair drier, toothbrush
+"""
+_STUFF = """
+banner, blanket, branch, bridge, building-other, bush, cabinet, cage, cardboard, carpet, ceiling-other, ceiling-
+tile, cloth, clothes, clouds, counter, cupboard, curtain, desk-stuff, dirt, door-stuff, fence, floor-marble,
+floor-other, floor-stone, floor-tile, floor-wood, flower, fog, food-other, fruit, furniture-other, grass,
+gravel, ground-other, hill, house, leaves, light, mat, metal, mirror-stuff, moss, mountain, mud, napkin, net,
+paper, pavement, pillow, plant-other, plastic, platform, playingfield, railing, railroad, river, road, rock,
+roof, rug, salad, sand, sea, shelf, sky-other, skyscraper, snow, solid-other, stairs, stone, straw, structural-
+other, table, tent, textile-other, towel, tree, vegetable, wall-brick, wall-concrete, wall-other, wall-panel,
+wall-stone, wall-tile, wall-wood, water-other, waterdrops, window-blind, window-other, wood
+"""
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(" ".join(name.split()) for name in text.split(","))
+
+
+NAMES: dict[int, str] = dict(
+    zip(
+        [*(i - 1 for i in range(1, 92) if i not in _GAPS), *range(91, 182)],
+        _names(_THINGS) + _names(_STUFF),
+        strict=True,
+    )
+)
+
+# What a prompt calls the classes; of two that differ by "things" or "stuff" alone, the things.
+NOUNS: dict[str, int] = {}
+for _index, _name in enumerate(CLASSES):
+    NOUNS.setdefault(_name.partition("-")[0].replace("rawmaterial", "raw material"), _index)
+
+# What captions call the classes: every fine name, without what tells it from its neighbours ("wall-brick": wall).
+VOCABULARY: dict[str, int] = {name.partition("-")[0]: COARSE[value] for value, name in reversed(NAMES.items())}
+
 UNLABELLED = 255
 _OTHER = 183  # the stuff category that stands for "some thing": there, and only there, instances are painted
 LAYOUT = (
@@ -100,6 +144,8 @@ class CocoStuff27(Dataset):
     """
 
     classes = CLASSES
+    nouns = NOUNS
+    vocabulary = VOCABULARY
 
     def __init__(
         self,
@@ -113,6 +159,7 @@ class CocoStuff27(Dataset):
         if split not in ("stuff27", "all") or labels not in ("auto", "png", "json"):
             raise DataError(f"split must be stuff27 or all, labels auto, png or json; got {split!r} and {labels!r}")
         self.root, self.size = Path(root), size
+        self._captions: dict[str, str] | None = None
         self._photos = require_folder(self.root / "val2017", LAYOUT)
         self._maps = self.root / "stuffthingmaps" / "val2017"
         if labels == "png" or (labels == "auto" and self._maps.is_dir()):
@@ -157,6 +204,20 @@ class CocoStuff27(Dataset):
     def raw_label(self, key: str) -> np.ndarray:
         """int32 [H, W], 0..26, -1 = unlabelled."""
         return to_classes(self.values(key))
+
+    def caption_file(self) -> Path:
+        """ROOT/annotations/captions_val2017.json, of annotations_trainval2017.zip."""
+        return self.root / "annotations" / "captions_val2017.json"
+
+    def caption(self, key: str) -> str:
+        """The first of the five captions that people wrote."""
+        if self._captions is None:
+            self._captions = _captions(self.caption_file())
+        if key not in self._captions:
+            raise DataError(
+                f"{self.caption_file()} has no caption of the image {key}: fetch it again, or prompts=classes"
+            )
+        return self._captions[key]
 
     def values(self, key: str) -> np.ndarray:
         """The fine labels, int32 [H, W]: 0..181, 255 = unlabelled."""
@@ -208,6 +269,19 @@ class CocoStuff27(Dataset):
 
 def _sha256(keys: list[str]) -> str:
     return hashlib.sha256("".join(f"{key}\n" for key in keys).encode()).hexdigest()
+
+
+def _captions(file: Path) -> dict[str, str]:
+    """The first caption of each image in one of COCO's caption files."""
+    try:
+        rows = json.loads(file.read_bytes())["annotations"]
+        return {f"{int(row['image_id']):012d}": " ".join(str(row["caption"]).split()) for row in reversed(rows)}
+    except FileNotFoundError:
+        raise DataError(
+            f"{file} is missing: it is in annotations_trainval2017.zip; or name the classes, prompts=classes"
+        ) from None
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise DataError(f"{file} is damaged ({type(error).__name__}: {error}): fetch it again") from None
 
 
 class _Annotations:

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from diffseg.datasets.base import DataError, Dataset
-from diffseg.datasets.coco_stuff import CLASSES
+from diffseg.datasets.base import DataError, Dataset, Words
+from diffseg.datasets.coco_stuff import CLASSES, NOUNS
 from diffseg.datasets.scenery.canvas import CLASS_INDEX, Canvas, photograph
 from diffseg.datasets.scenery.layouts import LAYOUTS
 
@@ -72,6 +72,7 @@ class Scenes(Dataset):
     """
 
     classes = CLASSES
+    nouns = NOUNS
 
     def __init__(
         self, count: int = 64, seed: int = TEST_SEED, size: int = 512, keys: Sequence[str] | str | None = None
@@ -91,6 +92,12 @@ class Scenes(Dataset):
         if self._latest is None or self._latest[0] != key:
             self._latest = key, scene(self.seed, int(key), self.size)
         return self._latest[1]
+
+    def words(self, key: str, prompts: str) -> Words:
+        """As of every data set; a scene's caption names what is visible, and its classes are known."""
+        if prompts == "classes":
+            return super().words(key, prompts)
+        return Words(self.scene(key).caption, self.scene(key).nouns, len(self.classes))
 
     def photo(self, key: str) -> np.ndarray:
         """uint8 [size, size, 3]."""

@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from diffseg.attention import Look, Needs, Observation, Size
+from diffseg.attention import Look, Maps, Needs, Observation, Size
+from diffseg.errors import UserError
 from diffseg.segmentation import aggregate, anchor_distances, anchor_grid
 
 Weights = tuple[float, ...] | None
 Thing = TypeVar("Thing")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a prompted look says of an image.
+
+    text: the prompt. classes: the class that each of its nouns means. tokens: positions of each noun's tokens in the
+    encoded text. unnamed: a number that is no class.
+    """
+
+    text: str
+    classes: tuple[int, ...]
+    tokens: Sequence[Sequence[int]]
+    unnamed: int
 
 
 class Batch:
@@ -25,6 +41,7 @@ class Batch:
         look: how this batch is looked at where a method does not say. needs: what all methods together ask of each
             look, so that one pass serves them; others are asked for attention alone.
         sizes: (H, W) in pixels that labels are wanted at; None: the pixels' own.
+        prompts: of each image, where a method's look is prompted.
     """
 
     def __init__(
@@ -34,8 +51,9 @@ class Batch:
         look: Look = Look(),
         needs: Mapping[Look, Needs] | None = None,
         sizes: Sequence[Size] | None = None,
+        prompts: Sequence[Prompt] | None = None,
     ):
-        self.pixels, self.look, self._see = pixels, look, see
+        self.pixels, self.look, self.prompts, self._see = pixels, look, prompts, see
         self._needs: dict[Look, Needs] = {}
         for asked, wanted in (needs or {}).items():
             key = asked.within(look)
@@ -99,6 +117,22 @@ class Observed:
     def size(self) -> Size:
         """(H, W) in pixels that labels are wanted at."""
         return self.batch.sizes[self.index]
+
+    @property
+    def prompt(self) -> Prompt:
+        """What a prompted look says of the image.
+
+        Raises:
+            UserError: nothing, as for photos without a data set.
+        """
+        if self.batch.prompts is None:
+            raise UserError("there is no prompt to name segments with: use diffseg.semantic.label for a single photo")
+        return self.batch.prompts[self.index]
+
+    def cross_attention(self, look: Look = Look(prompted=True)) -> Maps:
+        """Attention to the prompt's tokens, {(h, w): [1, h*w, tokens]}."""
+        maps = self.batch.seen(look).cross_attention
+        return {size: attention[self.index : self.index + 1] for size, attention in maps.items()}
 
     def attention(self, weights: Weights = None, look: Look = Look()) -> Tensor:
         """Aggregated attention [h, w, h, w] for the weights R."""

@@ -85,6 +85,7 @@ class Experiment:
     masks: Masks | None = None
     tracker: Tracker = field(default_factory=Tracker)
     look: Look = Look()  # how the backbone is asked where a segmenter does not say
+    prompts: str = "classes"  # what prompted looks say of an image: see `Dataset.words`
     dtype: str | None = None  # of the backbone's weights; None: what suits the device
     stages: Sequence[str] = ("predict", "score", "report")  # some of STAGES
     runs: Path = Path("results/runs")  # where runs are kept
@@ -177,6 +178,9 @@ def identity_of(experiment: Experiment) -> dict[str, Any]:
     identity["segmenters"] = {name: part.settings for name, part in methods.items()}
     if any(isinstance(part.made, Oracle) for part in methods.values()) and data.made.labelled:
         identity["truth"] = data.made.truth_fingerprint()
+    if any(look.prompted for part in methods.values() for look in part.made.passes()):
+        captions = data.made.caption_file() if experiment.prompts == "captions" else None
+        identity["prompts"] = [experiment.prompts, content_hashes({"captions": captions}) if captions else {}]
     code |= {
         "model": experiment.model.code,
         "segmenters": {name: part.code for name, part in methods.items()},
@@ -239,6 +243,7 @@ def _predict(experiment: Experiment, run: Run, keys: Sequence[str]) -> None:
         experiment.batch_size,
         experiment.workers,
         experiment.skip_errors,
+        experiment.prompts,
     )
     left_out = len(run.missing(keys))
     if done:

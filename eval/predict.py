@@ -20,7 +20,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from diffseg.attention import Look, Needs, Observation
 from diffseg.backbones.base import Backbone
-from diffseg.datasets.base import DataError, Dataset
+from diffseg.datasets.base import DataError, Dataset, Words
 from diffseg.errors import UserError
 from diffseg.eval.progress import track
 from diffseg.eval.runs import Run
@@ -28,7 +28,8 @@ from diffseg.eval.workers import killed_readers_told, loader
 from diffseg.files import write
 from diffseg.images import label_image
 from diffseg.methods.base import Oracle, Segmenter, needs_by_look
-from diffseg.observed import Batch
+from diffseg.observed import Batch, Prompt
+from diffseg.words import noun_tokens
 
 _LARGEST = 65535  # that a PNG holds
 _WAITING = 64  # maps that may wait for the disk
@@ -37,11 +38,16 @@ _WRITERS = 4  # threads: a map takes 2 ms, most of them in zlib, which lets othe
 
 @dataclass(frozen=True)
 class Loaded:
-    """One image, or what was wrong with it. pixels: float32 [3, S, S] by size S; truth: int32 [H, W], for oracles."""
+    """One image, or what was wrong with it.
+
+    pixels: float32 [3, S, S] by size S. truth: int32 [H, W], for oracles. words: a prompt and its (noun, class) pairs,
+    for prompted looks.
+    """
 
     key: str
     pixels: Mapping[int, np.ndarray | Tensor] = field(default_factory=dict)
     truth: np.ndarray | None = None
+    words: Words | None = None
     error: str = ""
 
     def pin_memory(self) -> Loaded:
@@ -52,8 +58,8 @@ class Loaded:
 class _Loader(TorchDataset):
     """Reads images in worker processes; an image that cannot be read becomes an error, not an exception."""
 
-    def __init__(self, dataset: Dataset, keys: Sequence[str], sizes: Sequence[int], truth: bool):
-        self.dataset, self.keys, self.sizes, self.truth = dataset, keys, sizes, truth
+    def __init__(self, dataset: Dataset, keys: Sequence[str], sizes: Sequence[int], truth: bool, prompts: str | None):
+        self.dataset, self.keys, self.sizes, self.truth, self.prompts = dataset, keys, sizes, truth, prompts
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -62,8 +68,9 @@ class _Loader(TorchDataset):
         key = self.keys[index]
         try:
             truth = self.dataset.label(key) if self.truth else None
+            words = self.dataset.words(key, self.prompts) if self.prompts else None
             # Arrays: a tensor would take a file handle on its way from process to process.
-            return Loaded(key, {size: self.dataset.image(key, size).numpy() for size in self.sizes}, truth)
+            return Loaded(key, {size: self.dataset.image(key, size).numpy() for size in self.sizes}, truth, words)
         except (UserError, OSError) as error:
             return Loaded(key, error=str(error))
 
@@ -78,6 +85,7 @@ def predict(
     batch_size: int = 8,
     workers: int = 2,
     skip_errors: bool = False,
+    prompts: str = "classes",
 ) -> tuple[int, float]:
     """Writes the label maps of the keys that lack one.
 
@@ -87,6 +95,7 @@ def predict(
         batch_size: images per forward pass on a GPU; on a CPU they go one by one, so that labels do not depend on it to
             the last bit. workers: reading processes.
         skip_errors: leave out images that cannot be read, and record why, instead of stopping.
+        prompts: what prompted looks say, see `Dataset.words`.
 
     Returns:
         How many images were segmented, and in how many seconds, once the model was loaded.
@@ -97,14 +106,17 @@ def predict(
     todo = run.missing(keys)
     if not todo:
         return 0, 0.0
-    backbone = load() if any(segmenter.needs for segmenter in segmenters.values()) else None
+    needs = needs_by_look(segmenters.values())
+    backbone = load() if any(needs.values()) else None
     for folder in {run.map(name, key).parent for name in segmenters for key in todo}:
         folder.mkdir(parents=True, exist_ok=True)
     told = any(isinstance(s, Oracle) for s in segmenters.values())
-    sizes = [dataset.size, *sorted({s.look.size for s in segmenters.values() if s.look.size} - {dataset.size})]
+    prompted = prompts if any(asked.prompted for asked in needs) else None
+    sizes = [dataset.size, *sorted({asked.size for asked in needs if asked.size} - {dataset.size})]
     on_cpu = backbone is None or backbone.device.type == "cpu"
     pin = backbone is not None and backbone.device.type == "cuda"
-    batches = loader(_Loader(dataset, todo, sizes, told), 1 if on_cpu else batch_size, workers, pin)
+    images_read = _Loader(dataset, todo, sizes, told, prompted)
+    batches = loader(images_read, 1 if on_cpu else batch_size, workers, pin)
     look = look.within(Look(size=dataset.size))
     done, start = 0, time.monotonic()
     with killed_readers_told(), ThreadPoolExecutor(_WRITERS) as writer:
@@ -138,15 +150,33 @@ def _segmented(
         assert backbone is not None
         assert asked.size is not None
         pixels = [torch.as_tensor(image.pixels[asked.size]) for image in images]
-        return backbone.observe(torch.stack([p.to(backbone.device, non_blocking=True) for p in pixels]), needs, asked)
+        together = torch.stack([p.to(backbone.device, non_blocking=True) for p in pixels])
+        texts = [prompt.text for prompt in prompts] if asked.prompted and prompts else None
+        return backbone.observe(together, needs, asked, texts)
 
     if not images:
         return
     assert look.size is not None
+    prompts = _prompts(backbone, images)
     pixels = [torch.as_tensor(image.pixels[look.size]) for image in images]
-    batch = Batch(pixels, see, look, needs_by_look(segmenters.values()))
+    batch = Batch(pixels, see, look, needs_by_look(segmenters.values()), prompts=prompts)
     for name, segmenter in segmenters.items():
         yield name, segment(segmenter, batch, [image.truth for image in images])
+
+
+def _prompts(backbone: Backbone | None, images: Sequence[Loaded]) -> list[Prompt] | None:
+    """The prompts of images, with the tokens of their nouns; None where no look is prompted."""
+    if backbone is None or any(image.words is None for image in images):
+        return None
+    prompts = []
+    for words in (image.words for image in images):
+        assert words is not None
+        try:
+            tokens = noun_tokens(backbone.tokenizer, words.text, [noun for noun, _ in words.nouns])
+        except UserError as error:
+            raise UserError(f"{error}; what is said of an image: prompts=captions or prompts=classes") from None
+        prompts.append(Prompt(words.text, tuple(number for _, number in words.nouns), tokens, words.unnamed))
+    return prompts
 
 
 def segment(segmenter: Segmenter | Oracle, batch: Batch, truths: Sequence[np.ndarray | None]) -> list[np.ndarray]:

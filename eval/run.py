@@ -115,6 +115,7 @@ def experiment_of(config: dict[str, Any], choices: Mapping[str, str]) -> Experim
         masks=Masks(Path(config["labels"]), config["labels_suffix"]) if config["labels"] else None,
         tracker=make(config["tracker"], "tracker", Tracker),
         look=Look(config["timestep"]),
+        prompts=config["prompts"],
         dtype=config["dtype"],
         stages=config["stages"],
         runs=Path(config["runs"]),

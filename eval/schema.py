@@ -27,6 +27,7 @@ class Options(BaseModel):
     vary: dict[str, Any] | None = Field(description="a mapping of settings to lists of values, or null")
     runs: Word = Field(description="a folder")
     run: Word | None = Field(description="a folder, or null")
+    prompts: Literal["classes", "captions"] = Field(description="classes or captions")
     labels: Word | None = Field(description="a folder, or null")
     labels_suffix: str = Field(description="what names end with after the key")
     reference: Word | None = Field(description="a name or a file, or null")

@@ -19,8 +19,9 @@ from rich.table import Table
 
 from diffseg.datasets.scenes import Scenes
 from diffseg.eval.metrics import Counts, histogram, intervals, score_metrics, statistics_of, summarise
+from diffseg.methods.naming import VOTINGS, noun_maps, vote
 from diffseg.segmenter import DiffSeg, Settings
-from diffseg.semantic import VOTINGS, noun_maps, noun_tokens, vote
+from diffseg.words import noun_tokens
 
 CONTROL, BOUND = "random noun", "true noun"
 

@@ -21,10 +21,12 @@ from diffseg.methods.autosc import AutoSC, auto_clusters, largest_gap
 from diffseg.methods.diffcut import DiffCut, concepts
 from diffseg.methods.maskcut import MaskCut, objects
 from diffseg.methods.merging import Merging
+from diffseg.methods.naming import Naming
 from diffseg.methods.ncut import CutTree, best_bisections, cluster_qr, cosine_affinity, partitions, recursive_ncut
 from diffseg.methods.pamr import Refined, pamr
 from diffseg.methods.walk import Spectral, Walk, walk_affinity
-from diffseg.observed import Batch
+from diffseg.observed import Batch, Prompt
+from diffseg.words import nouns_in
 from tests.golden import inputs
 
 GOLDEN = Path(__file__).parent / "golden" / "diffcut"
@@ -339,3 +341,44 @@ def test_settings_share_what_they_have_in_common():
         Walk(threshold).segment(batch[0])
     trees = [key for key in batch._kept if isinstance(key, tuple) and "tree" in str(key[0])]
     assert len(trees) == 2  # one for each method, not for each threshold
+
+
+# --- naming -----------------------------------------------------------------------------------------------------------
+
+
+def named_batch(prompt: Prompt) -> Batch:
+    """Two halves; in the prompted pass the left one attends to token 1, the right one to tokens 2 and 3."""
+    plain = batch_of(halves())
+    flat = torch.from_numpy(halves().ravel())
+    to_tokens = torch.where(flat[:, None] == 0, torch.tensor([0.2, 0.6, 0.1, 0.1]), torch.tensor([0.2, 0.2, 0.3, 0.3]))
+
+    def see(look: Look, needs: Needs) -> Observation:
+        seen = plain._see(look, needs)
+        return Observation(seen.self_attention, {(8, 8): to_tokens[None]} if look.prompted else {})
+
+    return Batch([torch.zeros(3, 32, 32)], see, prompts=[prompt])
+
+
+@pytest.mark.parametrize("voting", ["mean", "majority"])
+def test_segments_get_the_classes_of_their_nouns(voting):
+    method = Naming(Merging(threshold=0.5, anchors=4), voting)
+    batch = named_batch(Prompt("a cat and a red ball", (17, 4), [[1], [2, 3]], 27))
+    np.testing.assert_array_equal(method.segment(batch[0]), np.where(halves(32, 32) == 0, 17, 4))
+    assert list(method.passes()) == [Look(), Look(prompted=True)]
+    assert method.passes()[Look(prompted=True)] == Needs(cross=True)
+
+
+def test_where_a_caption_names_nothing_nothing_is_named():
+    method = Naming(Merging(threshold=0.5, anchors=4))
+    assert (method.segment(named_batch(Prompt("hm", (), [], 27))[0]) == 27).all()
+    with pytest.raises(UserError, match="no prompt to name segments with"):
+        method.segment(batch_of(halves())[0])
+    with pytest.raises(UserError, match="of must be a method"):
+        Naming("diffseg")
+
+
+def test_the_words_of_a_caption():
+    vocabulary = {"dog": 7, "traffic light": 8, "light": 9, "bus": 11, "grass": 22}
+    found = nouns_in("Two Dogs under a traffic light, a bus; buses and a dog on grass", vocabulary)
+    assert found == (("Dogs", 7), ("traffic light", 8), ("bus", 11), ("buses", 11), ("dog", 7), ("grass", 22))
+    assert nouns_in("nothing of that kind", vocabulary) == ()

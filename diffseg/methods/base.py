@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -22,6 +22,10 @@ class Segmenter(ABC):
 
     look: Look = Look()
     needs: Needs = Needs(attention=True)
+
+    def passes(self) -> Mapping[Look, Needs]:
+        """What the method asks of each look; more than its own where it stands on another method."""
+        return {self.look: self.needs}
 
     @abstractmethod
     def segment(self, image: Observed) -> np.ndarray:
@@ -42,6 +46,10 @@ class Oracle(ABC):
     needs: Needs = Needs(attention=True)
     told: str = "something of the truth"
 
+    def passes(self) -> Mapping[Look, Needs]:
+        """What the method asks of each look."""
+        return {self.look: self.needs}
+
     @abstractmethod
     def segment(self, image: Observed, truth: np.ndarray) -> np.ndarray:
         """Labels int [H, W] of the image's size, >= 0; truth: int [H, W], -1 = ignored."""
@@ -51,7 +59,8 @@ def needs_by_look(methods: Iterable[Segmenter | Oracle]) -> dict[Look, Needs]:
     """What the methods together ask of each look."""
     wanted: dict[Look, Needs] = {}
     for method in methods:
-        wanted[method.look] = wanted.get(method.look, Needs()) | method.needs
+        for look, needs in method.passes().items():
+            wanted[look] = wanted.get(look, Needs()) | needs
     return wanted
 
 

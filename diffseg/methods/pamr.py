@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diffseg.attention import Look, Needs
 from diffseg.errors import UserError
 from diffseg.methods.base import Segmenter, as_numpy, upsample_labels
 from diffseg.observed import Batch, Observed
@@ -31,7 +32,10 @@ class Refined(Segmenter):
         if size is not None and not 8 <= size <= 4096:
             raise UserError(f"size must be 8 to 4096 pixels, got {size}")
         self.of, self.iterations, self.size = of, iterations, size
-        self.look, self.needs = of.look, of.needs
+
+    def passes(self) -> Mapping[Look, Needs]:
+        """Those of the method."""
+        return self.of.passes()
 
     def segment(self, image: Observed) -> np.ndarray:
         """Labels int32 [H, W], those of the method."""
