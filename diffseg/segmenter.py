@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -168,16 +168,34 @@ class DiffSeg:
     def observe_as(self, photo: np.ndarray, settings: Settings, prompt: str | None = None) -> Observed:
         """`observe` for a photo uint8 [H, W, 3], with the size and time step of settings."""
         height, width = photo.shape[:2]
-        pixels = prepare(photo, working_size(height, width, settings.size, self.model.multiple))
-        return self.observe_pixels(pixels, settings.timestep, (height, width), prompt)
+
+        def pixels_at(size: int) -> torch.Tensor:
+            return prepare(photo, working_size(height, width, size, self.model.multiple))
+
+        return self._observed(pixels_at, settings.size, settings.timestep, (height, width), prompt)
 
     def observe_pixels(self, pixels: torch.Tensor, timestep: int, size: Size, prompt: str | None = None) -> Observed:
         """`observe` for pixels float [1, 3, h, w] in [-1, 1], multiples of the model's; labels at `size` (H, W)."""
-        look = Look(timestep, prompted=prompt is not None)
+        own = round(math.sqrt(pixels.shape[2] * pixels.shape[3]))
+
+        def pixels_at(size: int) -> torch.Tensor:
+            if size == own:
+                return pixels
+            shape = working_size(pixels.shape[2], pixels.shape[3], size, self.model.multiple)
+            return F.interpolate(pixels, shape, mode="bilinear", align_corners=False, antialias=True)
+
+        return self._observed(pixels_at, own, timestep, size, prompt)
+
+    def _observed(
+        self, pixels_at: Callable[[int], torch.Tensor], own: int, timestep: int, size: Size, prompt: str | None
+    ) -> Observed:
+        """A photo as methods see it; pixels_at: (size) -> pixels [1, 3, h, w] of about size x size of area."""
+        look, pixels = Look(timestep, prompted=prompt is not None), pixels_at(own)
 
         def see(asked: Look, needs: Needs):
             prompts = [prompt or ""] if asked.prompted else None
-            return self.model.observe(pixels.to(self.model.device), needs, asked, prompts)
+            shown = pixels if asked.size is None else pixels_at(asked.size)
+            return self.model.observe(shown.to(self.model.device), needs, asked, prompts)
 
         needs = {look: Needs(attention=True, cross=prompt is not None)}
         return Batch([pixels[0]], see, look, needs, [size])[0]

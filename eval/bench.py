@@ -15,6 +15,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Annotated, Any, cast
@@ -22,9 +23,7 @@ from unittest import mock
 
 import numpy as np
 import pandas as pd
-import scipy.linalg
 import torch
-import torch.nn.functional as F
 import typer
 import yaml
 from PIL import Image
@@ -51,86 +50,25 @@ from diffseg.eval.predict import predict
 from diffseg.eval.protocols import OneToOne
 from diffseg.eval.runs import Run, circumstances
 from diffseg.eval.score import count, count_all, scores_of
+from diffseg.eval.straightforward import straightforward_aggregate, straightforward_merge, straightforward_ncut
 from diffseg.files import check_writable, write
 from diffseg.images import label_image
 from diffseg.methods.merging import Merging, labels_of
+from diffseg.methods.ncut import recursive_ncut
 from diffseg.options import one_sentence
-from diffseg.segmentation import aggregate, anchor_grid, merge, merge_batch, to_labels
+from diffseg.segmentation import aggregate, merge, merge_batch, to_labels
 from diffseg.segmenter import DiffSeg, Settings
 
+# Features whose recursive cut is timed: seed, regions, channels, noise, spread, threshold, exponent of the affinity.
+CUTS = (
+    (31, 3, 64, 0.6, 1.0, 0.5, 10),
+    (32, 7, 64, 0.4, 1.0, 0.5, 10),
+    (33, 12, 128, 0.3, 0.7, 0.5, 10),
+    (34, 6, 32, 0.3, 1.5, 0.7, 2),
+    (35, 9, 64, 0.5, 0.8, 0.4, 15),
+    (36, 1, 64, 0.5, 1.0, 0.3, 1),
+)
 SCORED = 5000  # images whose stored counts are scored under all protocols
-
-
-def straightforward_aggregate(maps: Maps) -> Tensor:
-    """Aggregation as the equation reads: every map upsampled, repeated and stored whole; [h, w, h, w]."""
-    sizes = sorted(maps, reverse=True)
-    h, w = sizes[0]
-    total = torch.zeros(h, w, h, w)
-    for r, c in sizes:
-        up = F.interpolate(maps[r, c].view(-1, 1, r, c), (h, w), mode="bilinear", align_corners=False)
-        up = (up / up.sum((2, 3), keepdim=True)).view(r, c, h, w)
-        up = up.repeat_interleave(h // r, 0).repeat_interleave(w // c, 1)
-        total += up * (r / sum(size[0] for size in sizes))
-    return total
-
-
-def straightforward_merge(attention: Tensor, anchors: int, thresholds: list[float]) -> Tensor:
-    """Merging as the algorithm reads: one pair of distributions against another by broadcasting; [K, h, w]."""
-    h, w = attention.shape[:2]
-    maps = attention.reshape(h * w, -1)
-
-    def distance(p: Tensor, q: Tensor) -> Tensor:
-        return ((p * (p.log() - q.log())).sum(1) + (q * (q.log() - p.log())).sum(1)) / 2
-
-    grid = anchor_grid(anchors, (h, w))
-    proposals = [maps[distance(maps[y * w + x][None], maps) < thresholds[0]].mean(0) for y, x in grid.tolist()]
-    for threshold in thresholds[1:]:
-        stacked, matched, merged = torch.stack(proposals), set(), []
-        for i in range(len(stacked)):
-            if i not in matched:
-                near = distance(stacked[i][None], stacked) < threshold
-                matched.update(near.nonzero().flatten().tolist())
-                merged.append(stacked[near].mean(0))
-        proposals = merged
-    return torch.stack(proposals).view(-1, h, w)
-
-
-def straightforward_ncut(affinity: np.ndarray, threshold: float, faithful: bool = True) -> np.ndarray:
-    """Recursive normalized cut as it reads: all eigenvectors, and a quadratic form for each of 100 thresholds; int [N].
-
-    affinity: [N, N]. threshold, faithful: as for `diffseg.methods.ncut`.
-    """
-    labels, segments = np.zeros(len(affinity), int), 0
-    left_out = (affinity == 0).any(1) if faithful else np.zeros(len(affinity), bool)
-    waiting = [(np.arange(len(affinity)), True)]
-    while waiting:
-        tokens, is_first = waiting.pop()
-        considered = tokens if is_first else tokens[~left_out[tokens]]
-        if len(considered) > 1:
-            value, side = straightforward_bisection(affinity[np.ix_(considered, considered)].astype(np.float64))
-            if value < threshold:
-                waiting += [(np.setdiff1d(tokens, considered[side]), False), (considered[side], False)]
-                continue
-        labels[tokens] = segments
-        segments += 1
-    return labels
-
-
-def straightforward_bisection(affinity: np.ndarray) -> tuple[float, np.ndarray]:
-    """The least NCut of 100 thresholds on the second eigenvector, and its side, bool [n]; affinity: float64 [n, n]."""
-    degrees = affinity.sum(1)
-    roots = np.diag(degrees**-0.5)
-    _, vectors = scipy.linalg.eigh(roots @ (np.diag(degrees) - affinity) @ roots)
-    y = roots @ vectors[:, 1]
-    y = y * np.sign(y[np.abs(y).argmax()])
-    best, side = np.inf, np.zeros(len(y), bool)
-    for theta in np.linspace(0.99 * y.min(), 0.99 * y.max(), 100):
-        inside = (y > theta).astype(float)
-        cut = inside @ affinity @ (1 - inside)
-        volumes = degrees @ inside, degrees @ (1 - inside)
-        if min(volumes) > 0 and cut / volumes[0] + cut / volumes[1] < best:
-            best, side = cut / volumes[0] + cut / volumes[1], inside > 0
-    return best, side
 
 
 def seconds(work: Callable[[], object], repeats: int, device: torch.device) -> float:
@@ -320,6 +258,38 @@ def ratio(maps: Maps, settings: Settings, repeats: int, place: torch.device) -> 
     return {"seconds": fast, "straightforward_s": slow, "ratio": slow / fast, "equal": equal}
 
 
+def region_features(seed: int, count: int, channels: int, noise: float, spread: float) -> Tensor:
+    """Features float32 [1024, channels] of a grid of 32 x 32: a direction for each of `count` regions, and noise."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:32, 0:32] * 2.0
+    x = x + 3.0 * np.sin(y / 7.0 + rng.uniform(0, 6.28))
+    y = y + 3.0 * np.sin(x / 9.0 + rng.uniform(0, 6.28))
+    centres = rng.uniform(4, 60, size=(count, 2))
+    regions = ((y[..., None] - centres[:, 0]) ** 2 + (x[..., None] - centres[:, 1]) ** 2).argmin(-1).ravel()
+    directions = rng.standard_normal(channels) + spread * rng.standard_normal((count, channels))
+    return torch.from_numpy(directions[regions] + noise * rng.standard_normal((1024, channels))).float()
+
+
+def cut_ratios(repeats: int, place: torch.device) -> list[dict[str, Any]]:
+    """Recursive normalized cut of the same features, ours and the straightforward way; whether partitions are equal."""
+
+    def straightforward(features: Tensor, threshold: float, alpha: float) -> np.ndarray:
+        unit = torch.nn.functional.normalize(features, dim=1)
+        cosines = (unit @ unit.T).numpy()
+        return straightforward_ncut(((cosines - cosines.min()) / np.ptp(cosines)) ** alpha, threshold)
+
+    rows = []
+    for *made, threshold, alpha in CUTS:
+        features = region_features(*made)  # type: ignore[arg-type]
+        ours = partial(recursive_ncut, features.to(place), (32, 32), threshold, alpha)
+        theirs = partial(straightforward, features, threshold, alpha)
+        fast, slow = seconds(ours, repeats, place), seconds(theirs, repeats, torch.device("cpu"))
+        equal = agreement(ours().cpu().numpy(), theirs().reshape(32, 32)) == 1
+        row = {"regions": made[1], "seconds": fast, "straightforward_s": slow, "ratio": slow / fast, "equal": equal}
+        rows.append(row)
+    return rows
+
+
 def plain_labels(seg: DiffSeg, pixels: Tensor) -> np.ndarray:
     """Labels the straightforward way all through, with every layer's and head's probabilities in float64.
 
@@ -466,6 +436,7 @@ def measure(
     result["protocols"]["peak_growth_gib"] = _peak_gib() - result["peak_gib"]
     if compare:
         result["straightforward"] = ratio(maps, seg.settings(), repeats, place)
+        result["cuts"] = cut_ratios(repeats, place)
     if pictures:
         result["agreement"] = agreement_with_plain(seg, pictures)
     return result
@@ -524,6 +495,14 @@ def show(console: Console, result: dict[str, Any]) -> None:
             f"aggregate + merge: {found['seconds']:.3f} s; straightforward on the CPU: "
             f"{found['straightforward_s']:.1f} s; ratio {found['ratio']:.0f}; "
             f"proposals {'equal' if found['equal'] else 'DIFFERENT'}"
+        )
+        cuts = result["cuts"]
+        ratios = ", ".join(f"{row['regions']} regions {row['ratio']:.1f}" for row in cuts)
+        total = sum(row["straightforward_s"] for row in cuts) / sum(row["seconds"] for row in cuts)
+        tell(
+            f"recursive normalized cut of 1,024 features: {1000 * np.mean([row['seconds'] for row in cuts]):.0f} ms; "
+            f"straightforward over ours: {total:.1f} ({ratios}); "
+            f"partitions {'equal' if all(row['equal'] for row in cuts) else 'DIFFERENT'}"
         )
     if "agreement" in result:
         shares = np.array(list(result["agreement"].values()))

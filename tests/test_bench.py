@@ -3,8 +3,10 @@
 import pytest
 import torch
 
-from diffseg.eval.bench import straightforward_aggregate, straightforward_merge
+from diffseg.eval.bench import CUTS, region_features
+from diffseg.eval.straightforward import straightforward_aggregate, straightforward_merge
 from diffseg.segmentation import aggregate, anchor_distances, merge
+from tests.golden import inputs
 from tests.test_segmentation import random_maps
 
 
@@ -19,3 +21,8 @@ def test_the_fast_way_is_the_straightforward_way(sizes):
         expected = straightforward_merge(slow_attention, 4, thresholds)
         torch.testing.assert_close(merge(attention, 4, thresholds), expected)
         torch.testing.assert_close(merge(attention, 4, thresholds, distances), expected)
+
+
+def test_the_cut_is_timed_on_the_golden_features():
+    for *made, _, _ in CUTS:
+        assert torch.equal(region_features(*made), torch.from_numpy(inputs.features(*made)))

@@ -15,7 +15,7 @@ from sklearn.cluster import SpectralClustering
 
 from diffseg.attention import Look, Needs, Observation
 from diffseg.errors import UserError
-from diffseg.eval.bench import straightforward_ncut
+from diffseg.eval.straightforward import straightforward_ncut
 from diffseg.methods import ncut
 from diffseg.methods.autosc import AutoSC, auto_clusters, largest_gap
 from diffseg.methods.diffcut import DiffCut, concepts

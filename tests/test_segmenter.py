@@ -15,6 +15,7 @@ from diffseg import DiffSeg, Settings
 from diffseg.datasets.scenes import scene
 from diffseg.eval.metrics import histogram, match, summarise
 from diffseg.methods.clustering import KMeans
+from diffseg.methods.diffcut import DiffCut
 from diffseg.methods.merging import Merging
 from diffseg.segmentation import by_area
 from diffseg.segmenter import prepare, working_size
@@ -167,6 +168,26 @@ def test_a_photo_is_looked_at_once_for_any_threshold_and_method(seg, photo, monk
     assert clustered.shape == (200, 320)
     assert len(np.unique(clustered)) == 4
     assert len(passes) == 3
+
+
+def test_a_method_with_a_look_of_its_own_sees_the_photo_at_its_own_size(seg, photo, monkeypatch):
+    """DiffCut beside DiffSeg on one observed photo: a second pass, of other pixels, time step and noise."""
+    passes = []
+    observe = type(seg.model).observe
+
+    def watched(model, images, needs, look, *rest):
+        passes.append((tuple(images.shape[2:]), look.timestep, look.noise))
+        return observe(model, images, needs, look, *rest)
+
+    monkeypatch.setattr(type(seg.model), "observe", watched)
+    seen = seg.observe(photo, size=256)
+    for threshold in (0.3, 0.7):
+        assert DiffCut(threshold, size=384).segment(seen).shape == (200, 320)
+    Merging(0.5).segment(seen)
+    assert passes == [
+        (working_size(200, 320, 384, 64), 50, 42),
+        (working_size(200, 320, 256, 64), seg.settings().timestep, None),
+    ]
 
 
 @pytest.mark.slow

@@ -162,7 +162,10 @@ def _bisect(nodes: Sequence[tuple[CutTree, Node]]) -> None:
     if not todo:
         return
     most = max(len(tokens) for _, _, tokens in todo)
-    parts = [tree.affinity.index_select(0, tokens).index_select(1, tokens).double() for tree, _, tokens in todo]
+    parts = [
+        (a if len(tokens) == len(a) else a.index_select(0, tokens).index_select(1, tokens)).double()
+        for a, tokens in ((tree.affinity, tokens) for tree, _, tokens in todo)
+    ]
     padded = [F.pad(part, [0, most - len(part)] * 2) if len(part) < most else part for part in parts]
     affinities = padded[0][None] if len(padded) == 1 else torch.stack(padded)
     values, sides = best_bisections(affinities)
@@ -255,28 +258,30 @@ def second_eigenvectors(matrices: Tensor, first: Tensor) -> Tensor:
     basis = first.new_zeros(batch, steps + 1, count)
     basis[:, 0] = first
     start = torch.randn(count, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(first.device)
-    vector = F.normalize(_orthogonal(start * (first > 0), basis[:, :1]), dim=1)
+    vector = F.normalize(_orthogonal((start * (first > 0))[..., None], basis[:, :1]), dim=1)  # [B, n, 1]
+    goes_on = first.new_ones(batch)  # 0 where the whole space has been seen
     diagonal: list[Tensor] = []  # of the matrix plus 1, so that nothing is below the 0 of a space that is exhausted
     beside: list[Tensor] = []
     for step in range(1, steps + 1):
-        basis[:, step] = vector
-        image = (matrices @ vector[..., None])[..., 0]
-        product = (vector * image).sum(1, keepdim=True)
-        diagonal.append(product[:, 0] + (vector * vector).sum(1))
-        image = _orthogonal(image - product * vector, basis[:, : step + 1])
-        length = image.norm(dim=1)
+        basis[:, step] = vector[..., 0]
+        image = torch.bmm(matrices, vector)
+        product = torch.bmm(vector.mT, image)
+        diagonal.append(product[:, 0, 0] + goes_on)
+        image = _orthogonal(image.addcmul_(vector, product, value=-1), basis[:, : step + 1])
+        length = torch.linalg.vector_norm(image, dim=(1, 2))
         if step % 8 == 0:
             vectors, residuals = _largest(diagonal, beside, length)
             if bool((residuals < _TOLERANCE).all()):
                 return F.normalize((vectors[:, None] @ basis[:, 1 : step + 1])[:, 0], dim=1)
         beside.append(length)
-        vector = image / torch.where(length < _EXHAUSTED, math.inf, length)[:, None]
+        goes_on = (length > _EXHAUSTED).to(length.dtype)
+        vector = image.mul_((goes_on / length.clamp_min(_EXHAUSTED))[:, None, None])
     return torch.linalg.eigh(matrices - 3 * first[..., None] * first[:, None])[1][..., -1]
 
 
 def _orthogonal(vectors: Tensor, basis: Tensor) -> Tensor:
-    """Vectors [B, n] less what lies in the span of an orthonormal basis [B, m, n]."""
-    return vectors - (basis.mT @ (basis @ vectors[..., None]))[..., 0]
+    """Vectors [B, n, 1] less what lies in the span of an orthonormal basis [B, m, n]."""
+    return torch.baddbmm(vectors, basis.mT, torch.bmm(basis, vectors), alpha=-1)
 
 
 def _largest(diagonal: Sequence[Tensor], beside: Sequence[Tensor], length: Tensor) -> tuple[Tensor, Tensor]:
