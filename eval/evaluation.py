@@ -32,6 +32,7 @@ from diffseg.eval.score import (
     Summary,
     count_all,
     counts_for,
+    differences_of,
     read_counts,
     read_summary,
     scores_of,
@@ -393,6 +394,10 @@ def _score(experiment: Experiment, run: Run) -> Summary:
         },
         "protocols": scores,
         "headlines": headlines,
+        "differences": {
+            rule: differences_of(counts.images, part.made, headlines[rule], data.background)
+            for rule, part in protocols.items()
+        },
         "granularity": _granularity(experiment, counts, headlines),
     }
     whole: Summary = json.loads(json.dumps(_without_nan(summary)))

@@ -33,7 +33,7 @@ from diffseg.datasets.transforms import resize_label
 from diffseg.errors import UserError
 from diffseg.eval.boundaries import boundary_counts
 from diffseg.eval.granularity import Granularity
-from diffseg.eval.metrics import intervals, tie_sensitivity
+from diffseg.eval.metrics import intervals, paired_intervals, tie_sensitivity
 from diffseg.eval.progress import track
 from diffseg.eval.protocols import Matching, OneToOne, Protocol, paired_table
 from diffseg.eval.runs import Run, in_a_line
@@ -74,6 +74,14 @@ class DatasetFacts(TypedDict):
     paper_threshold: float | None  # tau that the paper has for it
 
 
+class Difference(TypedDict):
+    """How much better a segmenter is than the run's first one, by the headline of a protocol, image by image."""
+
+    difference: float | None
+    interval: tuple[float | None, float | None]  # 95 % over images
+    p: float | None  # of Student's t test
+
+
 class Summary(TypedDict):
     """summary.json."""
 
@@ -89,6 +97,7 @@ class Summary(TypedDict):
     segmenters: dict[str, SegmenterScores]  # under the first protocol
     protocols: dict[str, dict[str, dict[str, Any]]]  # metrics of each segmenter under each protocol
     headlines: dict[str, str]  # the metric that stands for each protocol
+    differences: NotRequired[dict[str, dict[str, Difference]]]  # by protocol, of each segmenter but the first
     granularity: dict[str, dict[str, Granularity]]  # by method of which several settings were tried, and protocol
 
 
@@ -386,6 +395,21 @@ def scores_of(
     if protocol == OneToOne():
         scores["ties"] = tie_sensitivity([paired_table(table[:-1]) for table in tables])
     return scores
+
+
+def differences_of(
+    images: Mapping[str, pd.DataFrame], protocol: Protocol, metric: str, background: int | None = None
+) -> dict[str, dict[str, Any]]:
+    """The paired differences of each segmenter to the first one, in one metric of a protocol; see `Difference`."""
+    first, *others = [protocol.statistics(counts_for(rows, protocol), background) for rows in images.values()]
+
+    def alone(sums: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {metric: protocol.metrics(sums)[metric]}
+
+    return {
+        name: paired_intervals(first, other, alone)[metric]
+        for name, other in zip(list(images)[1:], others, strict=True)
+    }
 
 
 def read_summary(run: Run) -> Summary:

@@ -36,6 +36,7 @@ from diffseg.eval.protocols import OneToOne
 from diffseg.eval.runs import find_run
 from diffseg.eval.show.ablations import read_ablations
 from diffseg.eval.show.tables import result_table
+from diffseg.eval.show.worth import differences_table
 from diffseg.methods.clustering import KMeans, KMeansOracle
 from diffseg.methods.controls import ColourKMeans, Whole
 from diffseg.methods.merging import Merging
@@ -286,6 +287,24 @@ def test_settings_of_several_methods_share_one_pass(tmp_path, monkeypatch):
     alone = evaluated(tmp_path, *two, "segmenters.diffcut.of.threshold=0.9", "segmenters.diffcut.iterations=2")
     varied = many["segmenters"]["diffcut.of.threshold=0.9,diffcut.iterations=2"]
     assert varied == alone["segmenters"]["diffcut"]
+
+
+def test_each_segmenter_is_compared_with_the_first_image_by_image(tmp_path):
+    three = ["+segmenter@segmenters.grid=grid", "+segmenter@segmenters.twin=diffseg", "protocol=[majority,diffseg]"]
+    summary = evaluated(tmp_path, *SMALL, *three)
+    for rule, metric in summary["headlines"].items():
+        scores, differences = summary["protocols"][rule], summary["differences"][rule]
+        assert list(differences) == ["grid", "twin"]
+        assert differences["twin"] == {"difference": 0, "interval": [0, 0], "p": 1}
+        difference = scores["grid"][metric] - scores["diffseg"][metric]
+        low, high = differences["grid"]["interval"]
+        assert differences["grid"]["difference"] == pytest.approx(difference)
+        assert low < difference < high
+    table = differences_table(summary)
+    assert [row[0] for row in table.cells] == ["grid", "twin"]
+    assert table.cells[1][1].startswith("+0.0\n")
+    report = (Path(summary["folder"]) / "report.html").read_text()
+    assert "Beside diffseg" in report
 
 
 def test_scoring_at_another_size_needs_no_new_prediction(tmp_path):

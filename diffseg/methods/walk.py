@@ -69,7 +69,7 @@ class ByWalk(Segmenter):
 class Walk(ByWalk):
     """Recursive normalized cut of the walk's affinity. threshold: tau, the largest NCut that still divides, 0..2."""
 
-    def __init__(self, threshold: float = 0.5, steps: int = 4, grid: int = 32, weights: Sequence[float] | None = None):
+    def __init__(self, threshold: float = 0.5, steps: int = 1, grid: int = 32, weights: Sequence[float] | None = None):
         super().__init__(steps, grid, weights)
         check_threshold(threshold)
         self.threshold = threshold

@@ -24,7 +24,7 @@ from diffseg.eval.runs import Run, read_circumstances
 from diffseg.eval.score import Summary, image_scores, read_counts, read_prediction
 from diffseg.eval.show.ablations import ablation_in
 from diffseg.eval.show.published import SOURCES, published_beside
-from diffseg.eval.show.worth import granularity_table, worth_table
+from diffseg.eval.show.worth import differences_table, granularity_table, worth_table
 from diffseg.files import write
 from diffseg.images import distinct_colours, overlay
 
@@ -77,6 +77,7 @@ def write_report(run: Run, dataset: Dataset, summary: Summary, protocol: Protoco
         curve=_drawn("curves", ablation) if ablation else "",
         worth=worth_table(summary) if worth else None,
         protocols=_drawn("protocols", summary) if worth else "",
+        differences=differences_table(summary) if len(summary["segmenters"]) > 1 else None,
         granularity=granularity_table(summary["granularity"]) if summary["granularity"] else None,
         granularities=_drawn("granularities", summary["granularity"]) if summary["granularity"] else "",
         classes=class_rows(summary, images),

@@ -266,7 +266,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder for the tables.")] = Path("results/tables"),
 ) -> None:
     """Writes a table for each benchmark, published beside ours, and one for each model that was run."""
-    from diffseg.eval.show.worth import worth_table
+    from diffseg.eval.show.worth import differences_table, worth_table
 
     known = summaries(runs)
     out.mkdir(parents=True, exist_ok=True)
@@ -284,11 +284,14 @@ def main(
         tables[f"measured-{name}"] = measured_table(known, model), f"Measured with {model}", note
     for s in known:
         if len(s["protocols"]) > 1 and len(s["segmenters"]) > 1:
-            shown = worth_table(s)
-            rows = pd.DataFrame(shown.cells, columns=shown.headings).map(lambda cell: cell.replace("\n", " "))
-            rows.columns = [heading.replace("\n", ": ") for heading in shown.headings]
-            name = "".join(c if c.isalnum() else "-" for c in f"protocols-{s['dataset']['name']}-{s['model']}")
-            tables[name] = rows, f"W{shown.title[1:]}", f"Percent and rank under each protocol. {shown.caption}".strip()
+            what = {"protocols": worth_table(s), "differences": differences_table(s)}
+            notes = {"protocols": "Percent and rank under each protocol."}
+            for kind, shown in what.items():
+                rows = pd.DataFrame(shown.cells, columns=shown.headings).map(lambda cell: cell.replace("\n", " "))
+                rows.columns = [heading.replace("\n", ": ") for heading in shown.headings]
+                name = "".join(c if c.isalnum() else "-" for c in f"{kind}-{s['dataset']['name']}-{s['model']}")
+                title = shown.title[:1].upper() + shown.title[1:]
+                tables[name] = rows, title, f"{notes.get(kind, '')} {shown.caption}".strip()
     for name, (rows, title, note) in tables.items():
         write(out / f"{name}.md", f"# {title}\n\n{note}\n\n{markdown(rows)}")
         write(out / f"{name}.csv", rows.to_csv(index=False))

@@ -51,6 +51,32 @@ def worth_table(summary: Summary) -> Shown:
     return Shown(title, headings, cells, "* told something of the truth" if told else "")
 
 
+def differences_table(summary: Summary) -> Shown:
+    """A row per segmenter but the first: how much better it is than that one under each protocol, in points.
+
+    * marks what is larger than chance: p below .05, divided by the number of methods that are compared (Bonferroni).
+    """
+    by_rule = summary.get("differences", {})
+    first, *others = summary["segmenters"]
+    headings = ["segmenter", *(f"{rule}\n{metric_label(summary['headlines'][rule])}" for rule in by_rule)]
+    cells = []
+    for name in others:
+        row = [name]
+        for found in (by_segmenter[name] for by_segmenter in by_rule.values()):
+            value, (low, high), p = found["difference"], found["interval"], found["p"]
+            if value is None:
+                row.append("–")  # noqa: RUF001
+                continue
+            mark = " *" if p is not None and p < 0.05 / len(others) else ""
+            span = f"\n({100 * low:+.1f} to {100 * high:+.1f})" if low is not None and high is not None else ""
+            row.append(f"{100 * value:+.1f}{mark}{span}")
+        cells.append(row)
+    caption = (
+        f"points above or below {first}, paired by image, 95 % intervals; * p < .05 over all {len(others)} methods"
+    )
+    return Shown(f"beside {first}", headings, cells, caption)
+
+
 def metric_label(metric: str) -> str:
     """A metric's name for people."""
     return {"miou": "mIoU", "f": "F"}.get(metric, metric)
