@@ -290,7 +290,12 @@ def test_settings_of_several_methods_share_one_pass(tmp_path, monkeypatch):
 
 
 def test_each_segmenter_is_compared_with_the_first_image_by_image(tmp_path):
-    three = ["+segmenter@segmenters.grid=grid", "+segmenter@segmenters.twin=diffseg", "protocol=[majority,diffseg]"]
+    three = [
+        "+segmenter@segmenters.grid=grid",
+        "+segmenter@segmenters.twin=diffseg",
+        "segmenters.twin.anchors=8",
+        "protocol=[majority,diffseg]",
+    ]
     summary = evaluated(tmp_path, *SMALL, *three)
     for rule, metric in summary["headlines"].items():
         scores, differences = summary["protocols"][rule], summary["differences"][rule]
