@@ -4,7 +4,7 @@ diffseg-eval                                       the embedded model on generat
 diffseg-eval experiment=coco dataset.root=DIR      the paper's COCO-Stuff-27
 diffseg-eval -m segmenters.diffseg.threshold=0.4,0.6,0.8
 diffseg-eval 'stages=[score,report]' labels=DIR dataset=coco_stuff27
-diffseg-eval list · diffseg-eval compare RUN_A RUN_B
+diffseg-eval list · diffseg-eval compare RUN_A RUN_B · diffseg-eval gallery RUN
 
 The only module that knows Hydra.
 """
@@ -58,7 +58,7 @@ from diffseg.eval.progress import say
 from diffseg.eval.protocols import Protocol
 from diffseg.eval.runs import Masks, Run
 from diffseg.eval.schema import check_arguments, check_options
-from diffseg.eval.show import compare
+from diffseg.eval.show import compare, gallery
 from diffseg.eval.show.published import published_rows
 from diffseg.eval.show.tables import list_command, markdown, sweep_rows, sweep_table
 from diffseg.eval.show.tracker import Tracker
@@ -577,14 +577,18 @@ def _is_on_path(folder: Path) -> bool:
 
 
 def main() -> None:
-    """The command `diffseg-eval`, with `diffseg-eval compare` and `diffseg-eval list`."""
+    """The command `diffseg-eval`, with `diffseg-eval compare`, `gallery` and `list`."""
     arguments = sys.argv[1:]
     if not (sys.flags.safe_path or _is_on_path(Path.cwd())):
         sys.path.append(str(Path.cwd()))  # classes of the user's own; at the end, where they hide nothing
     if arguments[:1] == ["--version"]:
         print(f"diffseg-eval {diffseg.__version__}")
         return
-    commands = {"compare": lambda: compare.command(dataset_of), "list": list_command}
+    commands = {
+        "compare": lambda: compare.command(dataset_of),
+        "gallery": lambda: gallery.command(dataset_of),
+        "list": list_command,
+    }
     if arguments and arguments[0] in commands:
         with _told():
             commands[arguments[0]]()(arguments[1:], f"diffseg-eval {arguments[0]}", standalone_mode=True)

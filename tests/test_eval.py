@@ -24,7 +24,7 @@ from PIL import Image
 from rich.console import Console
 
 import diffseg.conf
-from diffseg.attention import Observation
+from diffseg.attention import Look, Needs, Observation
 from diffseg.backbones.base import recommended
 from diffseg.backbones.diffusion import DiffusionModel
 from diffseg.datasets.base import DataError
@@ -40,7 +40,7 @@ from diffseg.eval.show.worth import differences_table
 from diffseg.methods.clustering import KMeans, KMeansOracle
 from diffseg.methods.controls import ColourKMeans, Whole
 from diffseg.methods.merging import Merging
-from diffseg.observed import Batch
+from diffseg.observed import Batch, Prompt
 from tests.test_segmentation import CASES, GOLDEN, golden_maps
 
 CONF = Path(diffseg.conf.__file__).parent
@@ -73,13 +73,18 @@ def maps_of(folder):
 
 
 def batch_of(pixels, maps):
-    """Images whose pass has shown these maps, and random features where some are asked for."""
+    """Images whose pass has shown these maps; random features and attention to words where such are asked for."""
 
     def see(look, needs):
-        grid = torch.randn(len(pixels), 8, 16, 16, generator=torch.Generator().manual_seed(0))
-        return Observation(maps, {}, dict.fromkeys(needs.features, grid))
+        g = torch.Generator().manual_seed(0)
+        grid = torch.randn(len(pixels), 8, 16, 16, generator=g)
+        cross = {(16, 16): torch.softmax(torch.randn(len(pixels), 256, 4, generator=g), -1)} if needs.cross else {}
+        return Observation(maps, cross, dict.fromkeys(needs.features, grid))
 
-    return Batch(pixels, see)
+    return Batch(pixels, see, needs={Look(prompted=True): Needs(cross=True)}, prompts=[PROMPT] * len(pixels))
+
+
+PROMPT = Prompt("sky and grass", (3, 0), [[1], [2]], 27)
 
 
 def options(group):
