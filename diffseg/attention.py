@@ -171,10 +171,9 @@ class Recorder(TorchFunctionMode):
         self._finite[layer] = query.isfinite().all() & key.isfinite().all()
         scale = query.shape[-1] ** -0.5 if scale is None else scale
         q, k = (x.transpose(1, 2).flatten(2) for x in (query[:, :, lie.queries], key))
-        add = partial(_head_mean_for(q), heads=query.shape[1], scale=scale)
+        add = _head_mean_for(q)
         if mask is not None:  # which the fused kernel does not know
-            mask = mask if mask.shape[-2] == 1 else mask[..., lie.queries, :]
-            add = partial(add_head_mean, heads=query.shape[1], scale=scale, mask=mask)
+            add = partial(add_head_mean, mask=mask if mask.shape[-2] == 1 else mask[..., lie.queries, :])
         whole = slice(0, k.shape[1])
         joint = None
         for kind, keys in kinds.items():
@@ -182,11 +181,11 @@ class Recorder(TorchFunctionMode):
                 continue
             total = self._sum(kind, lie.size, q, keys)
             if keys == whole:
-                add(total, q, k)
+                add(total, q, k, query.shape[1], scale)
             else:  # image and text side by side under one softmax: each block is made a distribution again
                 if joint is None:
                     joint = total.new_zeros(len(q), q.shape[1], k.shape[1])
-                    add(joint, q, k)
+                    add(joint, q, k, query.shape[1], scale)
                 total += joint[..., keys] / joint[..., keys].sum(-1, keepdim=True)
 
     def _sum(self, kind: str, size: Size, queries: Tensor, keys: slice) -> Tensor:
@@ -281,9 +280,7 @@ class Recorder(TorchFunctionMode):
         return tokens.transpose(1, 2).unflatten(2, size)
 
 
-def add_head_mean(
-    total: Tensor, q: Tensor, k: Tensor, heads: int, scale: float, mask: Tensor | None = None
-) -> None:
+def add_head_mean(total: Tensor, q: Tensor, k: Tensor, heads: int, scale: float, mask: Tensor | None = None) -> None:
     """Adds the mean over heads of softmax(q k^T * scale + mask) to total, slice by slice, in at least float32.
 
     Args:
