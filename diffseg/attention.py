@@ -186,7 +186,7 @@ class Recorder(TorchFunctionMode):
                 if joint is None:
                     joint = total.new_zeros(len(q), q.shape[1], k.shape[1])
                     add(joint, q, k, query.shape[1], scale)
-                total += joint[..., keys] / joint[..., keys].sum(-1, keepdim=True)
+                total.addcdiv_(joint[..., keys], joint[..., keys].sum(-1, keepdim=True))
 
     def _sum(self, kind: str, size: Size, queries: Tensor, keys: slice) -> Tensor:
         """The running sum [B, R, keys] of one kind and size, which one more layer is about to be added to."""
@@ -236,7 +236,7 @@ class Recorder(TorchFunctionMode):
         )
 
     def _near(self, name: str) -> list[str]:
-        """The seen layers around or in a module, or else those beside it: in the smallest module that has it and some."""
+        """The seen layers around or in a module, or else those beside it: in the smallest module that has both."""
         near = [layer for layer in self._lies if f"{layer}.".startswith(f"{name}.") or name.startswith(f"{layer}.")]
         while not near and name:
             name = name.rpartition(".")[0]

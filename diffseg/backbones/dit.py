@@ -1,11 +1,12 @@
 """Diffusion transformers as backbones: PixArt-alpha and -Sigma, Stable Diffusion 3 and 3.5, FLUX.1.
 
-All of their tokens are 2 x 2 latents, 16 x 16 pixels, in one resolution. Stable Diffusion 3 and FLUX attend to image and
-text under one softmax; of its rows, the image's part is made a distribution again (`diffseg.attention`).
+All tokens are 2 x 2 latents, 16 x 16 pixels, in one resolution. Stable Diffusion 3 and FLUX attend to image and text
+under one softmax; the image's part of each row is made a distribution again (`diffseg.attention`).
 
-Features: the output of any module. Of Stable Diffusion 3 and FLUX, `transformer_blocks.N.norm1` is what block N's attention
-is given, after AdaLN: the few channels of huge values that a block's own output has, and that decide any cosine between
-its tokens, are scaled down there. PixArt scales outside of its modules: its norm1 is the plain normalisation.
+Features are outputs of any module. A block's own output has a few channels of huge values, which decide any cosine
+between its tokens. In Stable Diffusion 3 and FLUX, `transformer_blocks.N.norm1` is what block N's attention is given:
+normalised and scaled by AdaLN, which tames these channels. PixArt scales outside of its modules: its norm1 only
+normalises.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class DiT(LatentModel):
         device: str | torch.device = "auto",
         dtype: torch.dtype | str | None = None,
     ) -> Self:
-        """Loads a model: safetensors only, never pickle. Arguments and errors as of `DiffusionModel.from_pretrained`."""
+        """Loads a model: safetensors only, never pickle. See `DiffusionModel.from_pretrained`."""
         return cls._loaded(name, revision, device, dtype)
 
     @property
@@ -79,7 +80,7 @@ class DiT(LatentModel):
 
 @dataclass
 class PixArt(DiT):
-    """PixArt-alpha and PixArt-Sigma: self-attention (attn1), then attention to the prompt (attn2), as in a UNet's blocks.
+    """PixArt-alpha and -Sigma: in each block self-attention (attn1), then attention to the prompt (attn2), like a UNet.
 
     The prompt's only encoder is T5-XXL (19 GB in float32). It is needed for the empty prompt, too: that is T5's own
     encoding of "", which the model's files do not hold.
@@ -162,7 +163,7 @@ class SD3(FlowDiT):
         dtype: torch.dtype | str | None = None,
         t5: bool = False,
     ) -> Self:
-        """Loads a model: safetensors only, never pickle. Arguments and errors as of `DiffusionModel.from_pretrained`.
+        """Loads a model: safetensors only, never pickle. See `DiffusionModel.from_pretrained`.
 
         t5: with the third text encoder, T5-XXL (19 GB in float32). The model was trained to do without it at times; it
             is given zeros then, as in training.
@@ -204,8 +205,8 @@ class SD3(FlowDiT):
 class Flux(FlowDiT):
     """FLUX.1: image and text under one softmax, the text's tokens first, with rotary embeddings of their places.
 
-    The prompt's tokens are T5-XXL's (19 GB in float32), pooled CLIP is added. T5 is needed for the empty prompt, too: the
-    model has always been given its encoding.
+    The prompt's tokens are T5-XXL's (19 GB in float32), and CLIP's pooled one is added to the time step. T5 is needed
+    for the empty prompt, too: in training the model has always been given T5's encoding, if only of "".
 
     guidance: the scale that the dev model is told; 1 is none.
     """
@@ -223,7 +224,7 @@ class Flux(FlowDiT):
         dtype: torch.dtype | str | None = None,
         guidance: float = 1.0,
     ) -> Self:
-        """Loads a model: safetensors only, never pickle. Arguments and errors as of `DiffusionModel.from_pretrained`.
+        """Loads a model: safetensors only, never pickle. See `DiffusionModel.from_pretrained`.
 
         guidance: the scale that the dev model is told; 1 is none. schnell is told nothing.
         """

@@ -60,7 +60,7 @@ class LatentModel(Backbone):
         return model
 
     def _for_inference(self) -> None:
-        """No dropout, no gradients; on CUDA channels last, the layout that convolutions of halves are fastest in there."""
+        """No dropout, no gradients; on CUDA channels last, the layout in which convolutions of halves are fastest."""
         for module in (self.pipeline.vae, getattr(self.pipeline, self.part)):
             module.eval().requires_grad_(False)
             if self.device.type == "cuda":

@@ -1,4 +1,4 @@
-"""Pipelines in diffusers' layout, from disk or the Hugging Face hub: which class they are for, and what is wrong with them."""
+"""Pipelines in diffusers' layout, from disk or the Hugging Face hub: the class each is for, and what is wrong with it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ def kind_of(name: str, revision: str | None = None) -> str:
     """The class of `diffseg.backbones` that a pipeline is for: "DiffusionModel", "PixArt", "SD3", "Flux".
 
     Args:
-        name: an embedded model ("mini"), a folder in diffusers' layout, or a Hugging Face hub id. revision: of a hub id.
+        name: an embedded model ("mini"), a folder in diffusers' layout, or a Hugging Face hub id.
+        revision: branch, tag or commit of a hub id.
 
     Raises:
         UserError: unknown name, a folder that is no diffusers model, a pipeline that no class is for.
@@ -73,8 +74,8 @@ def load(
     if found != kind:
         module = "diffusion" if found == UNET else "dit"
         raise UserError(
-            f"the model {name!r} is not one for {kind}: load it with diffseg.backbones.{module}.{found}.from_pretrained, "
-            f"or with model=pretrained, which finds the class"
+            f"the model {name!r} is not one for {kind}: load it with "
+            f"diffseg.backbones.{module}.{found}.from_pretrained, or with model=pretrained, which finds the class"
         )
     source = EMBEDDED.get(name, Path(name))
     if source.is_dir():
