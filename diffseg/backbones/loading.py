@@ -1,4 +1,4 @@
-"""Pipelines in diffusers' layout, from disk or the Hugging Face hub: the class each is for, and what is wrong with it."""
+"""Pipelines in diffusers' layout, from disk or the Hugging Face hub: the class of each, and what is wrong with it."""
 
 from __future__ import annotations
 
