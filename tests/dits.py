@@ -1,4 +1,4 @@
-"""Small random diffusion transformers of the architectures that users load, made on the spot (nothing is downloaded)."""
+"""Small random diffusion transformers of the architectures that users load, made on the spot."""
 
 import string
 from pathlib import Path

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -228,7 +229,7 @@ def test_a_blocks_image_is_found_where_the_text_is_as_long():
     with Recorder(network, {"block.attn": network["block"].attn}, lambda *_: lie, needs) as recorder:
         network["block"](x, text)
     features = recorder.observation().features
-    for layer, values in {"block": x + 2, "block.attn": x + 1}.items():
+    for layer, values in {"block": x + 1 + 1, "block.attn": x + 1}.items():
         torch.testing.assert_close(features[layer], values.transpose(1, 2).unflatten(2, (2, 3)), rtol=0, atol=0)
 
 
@@ -444,6 +445,15 @@ def test_a_shared_weight_may_be_stored_under_any_of_its_names(folders, tmp_path)
     torch.testing.assert_close(model.pipeline.text_encoder_2.shared.weight, weights["encoder.embed_tokens.weight"])
 
 
+@pytest.mark.skipif(find_spec("sentencepiece") is not None, reason="sentencepiece is installed")
+def test_a_tokenizer_that_needs_another_library_says_so(folders, tmp_path):
+    """PixArt's repositories hold sentencepiece's file alone."""
+    other = shutil.copytree(folders["pixart_alpha"], tmp_path / "other")
+    (other / "tokenizer" / "tokenizer.json").rename(other / "tokenizer" / "spiece.model")
+    with pytest.raises(UserError, match=r"tokenizer needs two more packages: pip install sentencepiece protobuf$"):
+        PixArt.from_pretrained(str(other), device="cpu")
+
+
 def test_another_kind_of_pipeline_names_its_class(folders, tmp_path):
     unet = save_pipeline("sd1", tmp_path / "unet")
     for load, folder, right in (
@@ -506,8 +516,8 @@ def test_from_the_hub_without_t5_and_a_gated_model_says_how_to_be_let_in(folders
     assert "transformer/diffusion_pytorch_model.safetensors" in hub.asked
     assert not [name for name in hub.asked if name.startswith(("text_encoder_3", "tokenizer_3"))]
     assert refused == (
-        "OSError: cannot load 'us/gated': it is a gated model, so accept its licence on https://huggingface.co/us/gated "
-        "and set HF_TOKEN to an access token of your account (https://huggingface.co/settings/tokens)"
+        "OSError: cannot load 'us/gated': it is a gated model, so accept its licence on "
+        "https://huggingface.co/us/gated and set HF_TOKEN to an access token of your account (https://huggingface.co/settings/tokens)"
     )
 
 
@@ -522,6 +532,6 @@ def test_a_folder_is_evaluated_and_noise_makes_another_run(folders, tmp_path, mo
         monkeypatch.setattr(sys, "argv", ["diffseg-eval", *model, *small, *noise])
         run.main()
     identities = [json.loads(path.read_text())["identity"] for path in Path("runs").glob("*/run.json")]
-    assert sorted(str(identity.get("noise")) for identity in identities) == ["7", "None"]
+    assert sorted(identity.get("noise", -1) for identity in identities) == [-1, 7]  # a run without is named as ever
     assert {identity["timestep"] for identity in identities} == {454}
     assert len(list(Path("runs").glob("*/diffseg/labels/*.png"))) == 4

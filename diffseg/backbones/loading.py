@@ -118,6 +118,10 @@ def _told(name: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0]
+        if "tiktoken" in reason or "sentencepiece" in reason:  # of a T5 tokenizer that is only there as spiece.model
+            raise UserError(
+                f"cannot load {name!r}: its tokenizer needs two more packages: pip install sentencepiece protobuf"
+            ) from error
         source = EMBEDDED.get(name, Path(name))
         if source.is_dir():
             raise UserError(
