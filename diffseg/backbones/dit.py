@@ -11,6 +11,7 @@ normalises.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -73,9 +74,9 @@ class DiT(LatentModel):
         assert look.timestep is not None
         self._denoise(self.latents(images, look), look.timestep, self.encoded(prompts))
 
+    @abstractmethod
     def _denoise(self, latents: Tensor, timestep: int, encoded: tuple[Any, ...]) -> None:
         """One pass. latents: [B, c, H/8, W/8]; timestep: 0..999; encoded: prompts as `_encode` gives them."""
-        raise NotImplementedError
 
 
 @dataclass
