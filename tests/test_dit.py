@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import FluxPipeline
+from hydra.utils import get_object
 from safetensors.torch import load_file, save_file
 
 from diffseg import DiffSeg
@@ -29,6 +30,7 @@ from diffseg.eval import run
 from tests.dits import TRANSFORMERS, save_dit
 from tests.hub import Hub
 from tests.models import save_pipeline
+from tests.test_eval import configured
 
 SIZE, GRID = (64, 96), (4, 6)
 PROMPTS = ["a dog on grass", ""]
@@ -522,6 +524,25 @@ def test_from_the_hub_without_t5_and_a_gated_model_says_how_to_be_let_in(folders
 
 
 # --- evaluation -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "made_by", "timestep"),
+    [
+        ("pixart_alpha", PixArt, 300),
+        ("pixart_sigma", PixArt, 300),
+        ("sd3", SD3, 454),
+        ("sd35_medium", SD3, 454),
+        ("sd35_large", SD3, 454),
+        ("flux_dev", Flux, 454),
+        ("flux_schnell", Flux, 454),
+    ],
+)
+def test_the_configuration_has_the_usual_time_step_and_arguments_that_are_taken(model, made_by, timestep):
+    config, _ = configured(f"model={model}")
+    assert (config["timestep"], config["noise"]) == (timestep, None)
+    assert get_object(config["model"]["_target_"]) == made_by.from_pretrained
+    run.experiment_of({**config, "dataset": {**config["dataset"], "count": 1}}, {"dataset": "scenes", "model": model})
 
 
 def test_a_folder_is_evaluated_and_noise_makes_another_run(folders, tmp_path, monkeypatch, capfd):
