@@ -5,8 +5,8 @@ under one softmax; the image's part of each row is made a distribution again (`d
 
 Features are outputs of any module. A block's own output has a few channels of huge values, which decide any cosine
 between its tokens. In Stable Diffusion 3 and FLUX, `transformer_blocks.N.norm1` is what block N's attention is given:
-normalised and scaled by AdaLN, which tames these channels. PixArt scales outside of its modules: its norm1 only
-normalises.
+normalised and scaled by AdaLN, which is to tame these channels (arXiv 2505.18584). PixArt scales outside of
+its modules: its norm1 only normalises.
 """
 
 from __future__ import annotations
