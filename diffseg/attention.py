@@ -122,7 +122,7 @@ class Recorder(TorchFunctionMode):
         self._sums: dict[str, Maps] = {"image": {}, "text": {}}
         self._counts: dict[tuple[str, Size], int] = {}
         self._lies: dict[str, tuple[Tokens, int]] = {}  # how the tokens of each layer lie, and its number of queries
-        self._features: dict[str, Tensor] = {}
+        self._outputs: dict[str, tuple[Tensor, ...]] = {}
         self._finite: dict[str, Tensor] = {}  # whether each layer's queries and keys are numbers
         self._hooks: list[Any] = []
 
@@ -146,7 +146,8 @@ class Recorder(TorchFunctionMode):
         self._current = None
 
     def _keep(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
-        self._features[name] = output[0] if isinstance(output, tuple) else output
+        outputs = output if isinstance(output, tuple) else (output,)
+        self._outputs[name] = tuple(x for x in outputs if isinstance(x, Tensor))
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Passes everything on; of a watched layer's attention, queries and keys are looked at first."""
@@ -166,12 +167,13 @@ class Recorder(TorchFunctionMode):
         kinds = {"image": lie.image if self._needs.attention else None, "text": lie.text if self._needs.cross else None}
         if not any(kinds.values()):
             return
-        if mask is not None:
-            raise UserError(f"the attention of {layer} is masked, which is not supported")
         # Looked at when the pass is over: asking now would make a GPU wait at every layer.
         self._finite[layer] = query.isfinite().all() & key.isfinite().all()
         scale = query.shape[-1] ** -0.5 if scale is None else scale
         q, k = (x.transpose(1, 2).flatten(2) for x in (query[:, :, lie.queries], key))
+        add = _head_mean_for(q)
+        if mask is not None:  # which the fused kernel does not know
+            add = partial(add_head_mean, mask=mask if mask.shape[-2] == 1 else mask[..., lie.queries, :])
         whole = slice(0, k.shape[1])
         joint = None
         for kind, keys in kinds.items():
@@ -179,12 +181,12 @@ class Recorder(TorchFunctionMode):
                 continue
             total = self._sum(kind, lie.size, q, keys)
             if keys == whole:
-                _head_mean_for(q)(total, q, k, query.shape[1], scale)
+                add(total, q, k, query.shape[1], scale)
             else:  # image and text side by side under one softmax: each block is made a distribution again
                 if joint is None:
                     joint = total.new_zeros(len(q), q.shape[1], k.shape[1])
-                    _head_mean_for(q)(joint, q, k, query.shape[1], scale)
-                total += joint[..., keys] / joint[..., keys].sum(-1, keepdim=True)
+                    add(joint, q, k, query.shape[1], scale)
+                total.addcdiv_(joint[..., keys], joint[..., keys].sum(-1, keepdim=True))
 
     def _sum(self, kind: str, size: Size, queries: Tensor, keys: slice) -> Tensor:
         """The running sum [B, R, keys] of one kind and size, which one more layer is about to be added to."""
@@ -212,18 +214,19 @@ class Recorder(TorchFunctionMode):
             )
         if self._needs.attention and not self._sums["image"]:
             raise UserError(f"{network} has no self-attention in transformer blocks: nothing to segment with")
-        self._check_finite(network)
+        features = {name: self._of_image(name, outputs) for name, outputs in self._outputs.items()}
+        self._check_finite(network, features)
         for kind, maps in self._sums.items():
             for size, total in maps.items():
                 total.div_(self._counts[kind, size])
-        features = {name: self._grid(name, values) for name, values in self._features.items()}
-        seen = Observation(self._sums["image"], self._sums["text"], features)
-        self._sums, self._features = {"image": {}, "text": {}}, {}
+        grids = {name: self._grid(name, values) for name, values in features.items()}
+        seen = Observation(self._sums["image"], self._sums["text"], grids)
+        self._sums, self._outputs = {"image": {}, "text": {}}, {}
         return seen
 
-    def _check_finite(self, network: str) -> None:
+    def _check_finite(self, network: str, features: Mapping[str, Tensor]) -> None:
         """Refuses a pass whose numbers are none any more, naming the first layer that shows it."""
-        checks = self._finite | {name: values.isfinite().all() for name, values in self._features.items()}
+        checks = self._finite | {name: values.isfinite().all() for name, values in features.items()}
         if not checks or bool(torch.stack(list(checks.values())).all()):
             return
         layer = next(name for name, finite in checks.items() if not finite)
@@ -232,16 +235,38 @@ class Recorder(TorchFunctionMode):
             f"precision (then set dtype to float32)"
         )
 
+    def _near(self, name: str) -> list[str]:
+        """The seen layers around or in a module, or else those beside it: in the smallest module that has both."""
+        near = [layer for layer in self._lies if f"{layer}.".startswith(f"{name}.") or name.startswith(f"{layer}.")]
+        while not near and name:
+            name = name.rpartition(".")[0]
+            near = [layer for layer in self._lies if not name or layer.startswith(f"{name}.")]
+        return near
+
+    def _of_image(self, name: str, outputs: tuple[Tensor, ...]) -> Tensor:
+        """Of several outputs of a module the one with a row for each of the image's tokens; else the first.
+
+        Joint transformers' blocks give (text, image), their attention (image, text), AdaLN its values before its
+        gates. Where text and image are equally long, a block's last such output is the image's, a layer's the first.
+        """
+        near = self._near(name)
+        lies = [self._lies[layer] for layer in near]
+        lengths = {queries for _, queries in lies} | {lie.size[0] * lie.size[1] for lie, _ in lies}
+        fits = [x for x in outputs if x.ndim == 3 and x.shape[1] in lengths]
+        is_block = any(layer.startswith(f"{name}.") for layer in near)
+        if not outputs:
+            raise UserError(f"the output of {name} is no tensor: take another layer")
+        return fits[-1 if is_block else 0] if fits else outputs[0]
+
     def _grid(self, name: str, features: Tensor) -> Tensor:
-        """Features [B, N, C] of a layer, or of what is around or in one, as [B, C, h, w]; of four axes as they are.
+        """Features [B, N, C] of a layer, or of what is near one, as [B, C, h, w]; of four axes as they are.
 
         N: the image's tokens, or all that the layer has as queries, of which the image's are taken.
         """
         if features.ndim == 4:
             return features
-        near = [layer for layer in self._lies if f"{layer}.".startswith(f"{name}.") or name.startswith(f"{layer}.")]
         grids = {}
-        for lie, queries in (self._lies[layer] for layer in near):
+        for lie, queries in (self._lies[layer] for layer in self._near(name)):
             h, w = lie.size
             if features.ndim == 3 and features.shape[1] == queries:
                 grids[lie.size] = features[:, lie.queries]
@@ -255,12 +280,17 @@ class Recorder(TorchFunctionMode):
         return tokens.transpose(1, 2).unflatten(2, size)
 
 
-def add_head_mean(total: Tensor, q: Tensor, k: Tensor, heads: int, scale: float) -> None:
-    """Adds the mean over heads of softmax(q k^T * scale) to total, slice by slice, in at least float32.
+def add_head_mean(total: Tensor, q: Tensor, k: Tensor, heads: int, scale: float, mask: Tensor | None = None) -> None:
+    """Adds the mean over heads of softmax(q k^T * scale + mask) to total, slice by slice, in at least float32.
 
     Args:
-        total: [B, R, T]. q: [B, R, heads * d], queries. k: [B, T, heads * d], keys.
+        total: [B, R, T]. q: [B, R, heads * d], queries. k: [B, T, heads * d], keys. mask: [B or 1, heads or 1, R or 1,
+            T], added, or boolean: False is not attended to.
     """
+    if mask is not None:
+        if mask.dtype == torch.bool:
+            mask = torch.zeros_like(mask, dtype=total.dtype).masked_fill(~mask, -torch.inf)
+        mask = mask.to(total.dtype).expand(len(q), heads, q.shape[1], k.shape[1])
     queries = (q.to(total.dtype) * scale).unflatten(-1, (heads, -1)).transpose(1, 2).contiguous()  # [B, heads, R, d]
     keys = k.to(total.dtype).unflatten(-1, (heads, -1)).permute(0, 2, 3, 1).contiguous()  # [B, heads, d, T]
     step = max(1, slice_bytes(q.device) // (k.shape[1] * total.element_size()))
@@ -271,6 +301,8 @@ def add_head_mean(total: Tensor, q: Tensor, k: Tensor, heads: int, scale: float)
             probabilities = room[: len(rows)]
             for head in range(heads):
                 torch.mm(queries[b, head, start : start + step], keys[b, head], out=probabilities)
+                if mask is not None:
+                    probabilities += mask[b, head, start : start + step]
                 torch.softmax(probabilities, -1, out=probabilities)
                 rows.add_(probabilities, alpha=1 / heads)
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from diffseg.backbones.diffusion import quiet
+from diffseg.backbones.loading import quiet
 from diffseg.devices import resolve_device
 from diffseg.errors import UserError
 

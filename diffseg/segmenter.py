@@ -90,10 +90,10 @@ class DiffSeg:
         device: str | torch.device = "auto",
         dtype: torch.dtype | str | None = None,
     ) -> DiffSeg:
-        """Loads a diffusion model by name, folder or hub id; see `DiffusionModel.from_pretrained`."""
-        from diffseg.backbones.diffusion import DiffusionModel
+        """Loads a diffusion model by name, folder or hub id; see `diffseg.backbones.pretrained`."""
+        from diffseg.backbones.pretrained import from_pretrained
 
-        return cls(DiffusionModel.from_pretrained(name, revision=revision, device=device, dtype=dtype))
+        return cls(from_pretrained(name, revision=revision, device=device, dtype=dtype))
 
     def settings(
         self, threshold: float | Sequence[float] | None = None, timestep: int | None = None, **rest

@@ -176,6 +176,8 @@ def identity_of(experiment: Experiment) -> dict[str, Any]:
         model["name"] = fingerprint(model["name"])  # of a local one, its files: not where they lie
     identity["model"] = model
     identity |= {"timestep": experiment.look.timestep, "dtype": experiment.dtype}
+    if experiment.look.noise is not None:  # so that runs without keep their names
+        identity["noise"] = experiment.look.noise
     identity["segmenters"] = {name: part.settings for name, part in methods.items()}
     if any(isinstance(part.made, Oracle) for part in methods.values()) and data.made.labelled:
         identity["truth"] = data.made.truth_fingerprint()

@@ -114,7 +114,7 @@ def experiment_of(config: dict[str, Any], choices: Mapping[str, str]) -> Experim
         model=None if config["labels"] else _model(config["model"], choices["model"], config["dtype"]),
         masks=Masks(Path(config["labels"]), config["labels_suffix"]) if config["labels"] else None,
         tracker=make(config["tracker"], "tracker", Tracker),
-        look=Look(config["timestep"]),
+        look=Look(config["timestep"], config["noise"]),
         prompts=config["prompts"],
         dtype=config["dtype"],
         stages=config["stages"],

@@ -24,6 +24,8 @@ class Options(BaseModel):
         min_length=1, description="a list of some of predict, score, report, check"
     )
     timestep: int = Field(ge=0, le=999, description="a whole number, 0 to 999")
+    usual_timestep: int = Field(ge=0, le=999, description="a whole number, 0 to 999")
+    noise: int | None = Field(ge=0, lt=2**63, description="a seed, which is a whole number from 0, or null")
     vary: dict[str, Any] | None = Field(description="a mapping of settings to lists of values, or null")
     runs: Word = Field(description="a folder")
     run: Word | None = Field(description="a folder, or null")

@@ -10,9 +10,12 @@ from urllib.parse import unquote, urlsplit
 
 
 class Hub:
-    """Serves {(repository id, revision): folder}. asked: the paths of all files that were fetched."""
+    """Serves {(repository id, revision): folder}. asked: the paths of all files that were fetched.
 
-    def __init__(self, repositories: dict[tuple[str, str], Path]):
+    gated: repositories whose licence nobody has accepted yet.
+    """
+
+    def __init__(self, repositories: dict[tuple[str, str], Path], gated: frozenset[str] | set[str] = frozenset()):
         self.repositories, self.asked = repositories, []
         hub = self
 
@@ -29,6 +32,8 @@ class Hub:
                     return self.info(path.removeprefix("api/models/"), send)
                 repository, _, rest = path.partition("/resolve/")
                 revision, _, name = rest.partition("/")
+                if repository in gated:
+                    return self.nothing("GatedRepo", 403)
                 folder = hub.find(repository, revision)
                 if folder is None or not (folder / name).is_file():
                     return self.nothing("EntryNotFound" if folder else "RepoNotFound")
@@ -64,8 +69,8 @@ class Hub:
                 self.end_headers()
                 self.wfile.write(sent)
 
-            def nothing(self, code: str):
-                self.send_response(404)
+            def nothing(self, code: str, status: int = 404):
+                self.send_response(status)
                 self.send_header("X-Error-Code", code)
                 self.send_header("Content-Length", "0")
                 self.end_headers()

@@ -627,6 +627,7 @@ def test_label_values_and_sizes_that_do_not_fit(photos):
         (["vary={threshold:[0.7,abc]}"], "got 'abc'"),
         (["timestep=1000"], "timestep must be a whole number, 0 to 999; got 1000"),
         (["timestep=-5"], "timestep must be a whole number, 0 to 999; got -5"),
+        (["noise=-1"], "noise must be a seed, which is a whole number from 0, or null; got -1"),
         (["segmenters.diffseg.threshold=[1,1]", "segmenters.diffseg.anchors=17"], "anchors must be 1 to 16 per side"),
         (["segmenters.diffseg.weights=[1,2]"], "2 given, but there are 4 resolutions"),
         (["shard=[0.5,2]"], "two whole numbers"),

@@ -22,6 +22,15 @@ from diffseg.files import content_hashes
 
 EMBEDDED = {"mini": Path(__file__).parents[1] / "mini" / "weights"}
 PAPER_TIMESTEP = 300
+FLOW_TIMESTEP = 454  # of flow models, sigma * 1000: as much noise as t = 300 means to Stable Diffusion
+# Pipelines with a transformer in place of a UNet -> the class of `diffseg.backbones.dit` for them.
+TRANSFORMERS = {
+    "PixArtAlphaPipeline": "PixArt",
+    "PixArtSigmaPipeline": "PixArt",
+    "StableDiffusion3Pipeline": "SD3",
+    "FluxPipeline": "Flux",
+}
+FLOW = ("SD3", "Flux")
 
 
 class Backbone(ABC):
@@ -109,14 +118,18 @@ class Backbone(ABC):
 
 
 def recommended(name: str) -> dict[str, Any]:
-    """What a local model's folder recommends (diffseg.json: "threshold", "timestep"); {} where it says nothing.
+    """What is recommended for a local model: "threshold", "timestep"; {} where nothing is.
+
+    Its folder may say so (diffseg.json). The time step of a flow model is another than the paper's in any case.
 
     Raises:
         UserError: the file is damaged.
     """
-    file = Path(EMBEDDED.get(name, name)) / "diffseg.json"
+    root = Path(EMBEDDED.get(name, name))
+    usual = {"timestep": FLOW_TIMESTEP} if TRANSFORMERS.get(pipeline_in(root)) in FLOW else {}
+    file = root / "diffseg.json"
     if not file.is_file():
-        return {}
+        return usual
     try:
         settings = dict(json.loads(file.read_bytes()))
     except (ValueError, TypeError, RecursionError) as error:
@@ -124,7 +137,17 @@ def recommended(name: str) -> dict[str, Any]:
     for key, value in settings.items():
         if type(value) not in (int, float) or not abs(value) < math.inf:
             raise UserError(f"{file}: {key} must be a number, got {value!r}")
-    return settings
+    return usual | settings
+
+
+def pipeline_in(folder: Path) -> str:
+    """The class of the pipeline that a folder holds in diffusers' layout; "" where it says none."""
+    try:
+        index = json.loads((folder / "model_index.json").read_bytes())
+    except (OSError, ValueError, RecursionError):  # whoever loads it is told
+        return ""
+    name = index.get("_class_name") if isinstance(index, dict) else None
+    return name if isinstance(name, str) else ""
 
 
 def fingerprint(name: str) -> str:
