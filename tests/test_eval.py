@@ -903,6 +903,21 @@ def test_two_runs_are_compared_on_their_common_images(tmp_path):
     assert "has no segmenter 'nothing', but diffseg" in other.stderr
 
 
+def test_the_same_images_under_every_method(tmp_path):
+    summary = evaluated(tmp_path, *SMALL, "dataset.count=3", "+segmenter@segmenters.grid=grid")
+    drawn = command("gallery", summary["folder"], "--count", "2", "--side", "64", "--out", "g.png", cwd=tmp_path)
+    assert (drawn.returncode, drawn.stdout.strip()) == (0, "g.png"), drawn.stderr
+    picture = np.asarray(Image.open(tmp_path / "g.png"))
+    assert picture.shape == (20 + 2 * 70 + 6, 4 * 70 + 6, 3)  # a line, two rows; photo, truth, diffseg, grid
+    for arguments, words in (
+        (["--segmenters", "grit"], "the run has no method 'grit'; did you mean grid"),
+        (["--keys", "000009"], "the run has no image '000009'"),
+    ):
+        refused = command("gallery", summary["folder"], *arguments, cwd=tmp_path)
+        assert refused.returncode == 2
+        assert words in refused.stderr
+
+
 def test_nothing_of_a_run_that_is_compared_is_executed(tmp_path):
     """A run's folder may be somebody else's: its class names are words, and its data is what the user says it is."""
     runs = [evaluated(tmp_path, *SMALL, f"segmenters.diffseg.threshold={t}")["folder"] for t in (0.3, 0.9)]
