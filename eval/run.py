@@ -23,6 +23,7 @@ import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -57,12 +58,13 @@ from diffseg.eval.evaluation import Experiment, MovedError, Part, dataset_line, 
 from diffseg.eval.progress import say
 from diffseg.eval.protocols import Protocol
 from diffseg.eval.runs import Masks, Run
-from diffseg.eval.schema import check_arguments, check_options
+from diffseg.eval.schema import LookOptions, check_arguments, check_options
 from diffseg.eval.show import compare
 from diffseg.eval.show.published import published_rows
 from diffseg.eval.show.tables import list_command, markdown, sweep_rows, sweep_table
 from diffseg.eval.show.tracker import Tracker
 from diffseg.files import is_file_name, write
+from diffseg.layers import select, short_names
 from diffseg.methods.base import Oracle, Segmenter
 
 CONFIG = "pkg://diffseg.conf"
@@ -95,7 +97,9 @@ def experiment_of(config: dict[str, Any], choices: Mapping[str, str]) -> Experim
         raise UserError(f"published must be one of {', '.join(known)}, or null; got {config['published']!r}")
     if "check" in config["stages"] and not config["reference"]:
         raise UserError("the stage check needs reference=NAME or a file")
-    config = {**config, "segmenters": varied(config["segmenters"], config["vary"])}
+    model = None if config["labels"] else _model(config["model"], choices["model"], config["dtype"])
+    vary = _each_layer(config, model)
+    config = {**config, "segmenters": _shortened(varied(_with_looks(config["segmenters"], vary), vary), vary)}
     for group in ("segmenters", "protocols"):
         for name in config[group]:
             if not is_file_name(name):
@@ -103,16 +107,16 @@ def experiment_of(config: dict[str, Any], choices: Mapping[str, str]) -> Experim
     return Experiment(
         dataset=_dataset(config["dataset"], choices["dataset"]),
         segmenters={
-            name: part(settings, name, f"segmenters.{name}", Segmenter, Oracle)
+            name: segmenter_of(settings, name)
             for name, settings in config["segmenters"].items()
         },
         protocols={
             name: part(settings, name, f"protocols.{name}", Protocol) for name, settings in config["protocols"].items()
         },
-        model=None if config["labels"] else _model(config["model"], choices["model"], config["dtype"]),
+        model=model,
         masks=Masks(Path(config["labels"]), config["labels_suffix"]) if config["labels"] else None,
         tracker=make(config["tracker"], "tracker", Tracker),
-        look=Look(config["timestep"]),
+        look=Look(config["timestep"], layers=_frozen(config.get("layers"))),
         dtype=config["dtype"],
         stages=config["stages"],
         runs=Path(config["runs"]),
@@ -133,6 +137,70 @@ def experiment_of(config: dict[str, Any], choices: Mapping[str, str]) -> Experim
 def part(settings: Any, name: str, node: str, *kinds: type) -> Part:
     """The object that a node of the configuration describes, with what describes it."""
     return Part(make(settings, node, *kinds), name, settings, modules_of(settings))
+
+
+def segmenter_of(settings: Any, name: str) -> Part:
+    """The segmenter that a node of the configuration describes.
+
+    Settings that its class does not take itself but a `Look` does (timestep, noise, size, layers) say how it looks.
+    """
+    node = f"segmenters.{name}"
+    if not isinstance(settings, dict):
+        return part(settings, name, node, Segmenter, Oracle)
+    looking = {key: settings[key] for key in _look_settings(settings, node) if settings.get(key) is not None}
+    check_options(looking, LookOptions, f"{node}.")
+    own = {key: value for key, value in settings.items() if key not in _look_settings(settings, node)}
+    made = make(own, node, Segmenter, Oracle)
+    if looking:
+        made.look = replace(made.look, **{key: _frozen(value) for key, value in looking.items()})
+    return Part(made, name, settings, modules_of(settings))
+
+
+def _look_settings(settings: Mapping[str, Any], node: str) -> list[str]:
+    """The settings of every segmenter that say how it looks, but for those that its class takes itself."""
+    _check_target(settings, node)
+    taken = inspect.signature(_imported(settings["_target_"], node)).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in taken.values())
+    return [] if takes_any else [key for key in LookOptions.model_fields if key not in taken]
+
+
+def _with_looks(segmenters: dict[str, Any], vary: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The segmenters; "diffseg" with those settings of its look that are to be varied."""
+    base = segmenters.get("diffseg")
+    if not vary or not isinstance(base, dict):
+        return segmenters
+    open_ = {key: None for key in _look_settings(base, "segmenters.diffseg") if key in vary}
+    return {**segmenters, "diffseg": {**base, **open_, **base}}
+
+
+def _each_layer(config: Mapping[str, Any], model: Part | None) -> dict[str, Any] | None:
+    """`vary`, with layers: each as the list that it means: all that take part together (null), then each alone."""
+    vary = config["vary"]
+    if not vary or vary.get("layers") != "each":
+        return vary
+    if model is None:
+        raise UserError("vary.layers: each means each layer of a model, and there is none where labels=DIR is given")
+    devices = devices_of(config["device"])
+    known = list(model.made(devices[0] if len(devices) == 1 else "cpu").self_attention())
+    chosen = select(_frozen(config.get("layers")), known)
+    return {**vary, "layers": [None, *([name] for name in known if name in chosen)]}
+
+
+def _shortened(segmenters: dict[str, Any], vary: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The segmenters by shorter names: layers=up-1.0 for layers=up_blocks.1.attentions.0.transformer_blocks.0.attn1."""
+    tried = (vary or {}).get("layers", [])
+    short = short_names([name for chosen in tried for name in chosen or [] if isinstance(name, str)])
+
+    def renamed(name: str) -> str:
+        for layer in sorted(short, key=len, reverse=True):  # one may be part of another
+            name = name.replace(layer, short[layer].replace(" ", "-"))
+        return name.replace("layers=none", "layers=all")
+
+    return {renamed(name) if tried else name: settings for name, settings in segmenters.items()}
+
+
+def _frozen(values: list[Any] | None) -> Any:
+    return tuple(values) if isinstance(values, list) else values
 
 
 def _dataset(settings: Any, name: str) -> Part:
@@ -175,17 +243,23 @@ def make(settings: Any, node: str, *kinds: type, **arguments: Any) -> Any:
 
 def _check_call(settings: Any, node: str, more: Mapping[str, Any]) -> None:
     """Refuses a class that is not there and settings that it does not take, before they look like its own error."""
-    target = settings.get("_target_") if isinstance(settings, dict) else None
-    if not isinstance(target, str):
-        raise UserError(f"{node} names no class: it needs _target_, as in {node}._target_=mypkg.Mine; got {settings!r}")
-    if not all(word.isidentifier() for word in target.split(".")):
-        raise UserError(f"{node}._target_ must be a class with its module, as in mypkg.Mine; got {target!r}")
-    made_by = _imported(target, node)
+    made_by = _imported(_check_target(settings, node), node)
+    target = settings["_target_"]
     lacking = sorted(getattr(made_by, "__abstractmethods__", ()))
     if lacking:
         raise UserError(f"{node}: the class {target} must have {' and '.join(lacking)}, too")
     arguments = {key: value for key, value in {**settings, **more}.items() if not key.startswith("_")}
     check_arguments(made_by, arguments, node)
+
+
+def _check_target(settings: Any, node: str) -> str:
+    """The name of the class that a node of the configuration describes an object of."""
+    target = settings.get("_target_") if isinstance(settings, dict) else None
+    if not isinstance(target, str):
+        raise UserError(f"{node} names no class: it needs _target_, as in {node}._target_=mypkg.Mine; got {settings!r}")
+    if not all(word.isidentifier() for word in target.split(".")):
+        raise UserError(f"{node}._target_ must be a class with its module, as in mypkg.Mine; got {target!r}")
+    return target
 
 
 def _imported(target: str, node: str) -> Any:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from diffseg.attention import Look, Needs, Observation, Recorder, Size, Tokens
 from diffseg.errors import UserError
 from diffseg.files import content_hashes
+from diffseg.layers import select
 
 EMBEDDED = {"mini": Path(__file__).parents[1] / "mini" / "weights"}
 PAPER_TIMESTEP = 300
@@ -56,6 +57,10 @@ class Backbone(ABC):
     @abstractmethod
     def forward(self, images: Tensor, look: Look, prompts: Sequence[str]) -> None:
         """One pass. images: [B, 3, H, W] in [-1, 1]; look: its timestep is set; prompts: one for each image."""
+
+    def self_attention(self) -> Sequence[str]:
+        """The names of the layers in which the image looks at itself, in the order of a pass: what `layers` means."""
+        return list(self.layers())
 
     def aliases(self) -> Mapping[str, str]:
         """Layers that methods ask for without knowing the network -> their names in it.
@@ -96,16 +101,23 @@ class Backbone(ABC):
 
         Raises:
             UserError: a layer that does not exist, or attention that cannot be seen.
+
+        Returns:
+            What was seen of the look's layers; of other selections that are asked for, in its `selections`.
         """
         timestep = self.defaults.get("timestep", PAPER_TIMESTEP) if look.timestep is None else look.timestep
-        look = Look(int(timestep), look.noise, look.prompted, look.size)
+        look = replace(look, timestep=int(timestep))
+        selections = list(dict.fromkeys([look.layers, *needs.selections]))
+        groups = [None if layers is None else select(layers, self.self_attention()) for layers in selections]
         tokens = partial(self.tokens, size=(images.shape[2], images.shape[3]))
         names = {asked: self.aliases().get(asked, asked) for asked in needs.features}
         needs = replace(needs, features=frozenset(names.values()))
-        with Recorder(self.network, self.layers(), tokens, needs) as recorder:
+        with Recorder(self.network, self.layers(), tokens, needs, groups) as recorder:
             self.forward(images, look, prompts or [""] * len(images))
-        seen = recorder.observation()
-        return replace(seen, features={asked: seen.features[name] for asked, name in names.items()})
+        seen = recorder.observations()
+        features = {asked: seen[0].features[name] for asked, name in names.items()}
+        first, *rest = (replace(one, features=features) for one in seen)
+        return replace(first, selections=dict(zip(selections[1:], rest, strict=True)))
 
 
 def recommended(name: str) -> dict[str, Any]:

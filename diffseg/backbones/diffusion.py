@@ -137,6 +137,10 @@ class DiffusionModel(Backbone):
         """The UNet's self-attention (attn1) and attention to the prompt (attn2)."""
         return unet_layers(self.network)
 
+    def self_attention(self) -> Sequence[str]:
+        """The UNet's attn1."""
+        return [name for name in self.layers() if name.endswith(".attn1")]
+
     def tokens(self, layer: str, queries: int, keys: int, size: Size) -> Tokens | None:
         """Row by row, at the size of the latents or halved."""
         return unet_tokens(layer, queries, keys, (size[0] // self._shrinks, size[1] // self._shrinks))

@@ -106,8 +106,8 @@ def _config(run: Run) -> str:
 
 
 def is_whole(summary: Summary) -> bool:
-    """Whether it is of exactly the images that published numbers are of: no part of them, none left out."""
-    return not summary["dataset"]["note"] and not summary["skipped"]
+    """Whether it is of exactly what published numbers are of: all images, none left out, and all attention layers."""
+    return not summary["dataset"]["note"] and not summary["skipped"] and "layers" not in summary
 
 
 def _drawn(figure: str, data: Any) -> str:
