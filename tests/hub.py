@@ -10,10 +10,13 @@ from urllib.parse import unquote, urlsplit
 
 
 class Hub:
-    """Serves {(repository id, revision): folder}. asked: the paths of all files that were fetched."""
+    """Serves {(repository id, revision): folder}. asked: the paths of all files that were fetched.
 
-    def __init__(self, repositories: dict[tuple[str, str], Path]):
-        self.repositories, self.asked = repositories, []
+    gated: ids of repositories whose files nobody gets.
+    """
+
+    def __init__(self, repositories: dict[tuple[str, str], Path], gated: set[str] | None = None):
+        self.repositories, self.asked, self.gated = repositories, [], gated or set()
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -29,6 +32,8 @@ class Hub:
                     return self.info(path.removeprefix("api/models/"), send)
                 repository, _, rest = path.partition("/resolve/")
                 revision, _, name = rest.partition("/")
+                if repository in hub.gated:
+                    return self.nothing("GatedRepo", 401)
                 folder = hub.find(repository, revision)
                 if folder is None or not (folder / name).is_file():
                     return self.nothing("EntryNotFound" if folder else "RepoNotFound")
@@ -64,8 +69,8 @@ class Hub:
                 self.end_headers()
                 self.wfile.write(sent)
 
-            def nothing(self, code: str):
-                self.send_response(404)
+            def nothing(self, code: str, status: int = 404):
+                self.send_response(status)
                 self.send_header("X-Error-Code", code)
                 self.send_header("Content-Length", "0")
                 self.end_headers()

@@ -58,6 +58,10 @@ class Backbone(ABC):
     def forward(self, images: Tensor, look: Look, prompts: Sequence[str]) -> None:
         """One pass. images: [B, 3, H, W] in [-1, 1]; look: its timestep is set; prompts: one for each image."""
 
+    def grid(self, layer: str, size: Size) -> Size | None:
+        """(h, w) of a self-attention layer's maps for images of size (H, W) in pixels; None: not known before a pass."""
+        return None
+
     def self_attention(self) -> Sequence[str]:
         """The names of the layers in which the image looks at itself, in the order of a pass: what `layers` means."""
         return list(self.layers())

@@ -235,7 +235,7 @@ def ablation_of(tried: Sequence[Candidate], where: str = "these runs") -> Ablati
             f"nothing varies in {where} (one setting{times}): give a run of an ablation, such as "
             f"experiment=ablation_threshold, or runs that differ in one setting"
         )
-    if len(keys) == 2 and len(group) == math.prod(len({repr(c.settings.get(key)) for c in group}) for key in keys):
+    if len(keys) == 2 and _is_crossed(keys, group):
         return _crossed(keys, group, where)
     if len(keys) > 1:
         raise UserError(
@@ -243,6 +243,13 @@ def ablation_of(tried: Sequence[Candidate], where: str = "these runs") -> Ablati
             f"each value of the one with each of the other"
         )
     return _made(keys[0], group, where)
+
+
+def _is_crossed(keys: Sequence[str], group: Sequence[Candidate]) -> bool:
+    """Whether each value of the one key occurs with each of the other, once."""
+    tried = [[repr(c.settings.get(key)) for key in keys] for c in group]
+    pairs = set(map(tuple, tried))
+    return len(pairs) == len(tried) == math.prod(len(set(values)) for values in zip(*tried, strict=True))
 
 
 def _crossed(keys: Sequence[str], group: Sequence[Candidate], where: str) -> Crossed:

@@ -74,7 +74,7 @@ def write_report(run: Run, dataset: Dataset, summary: Summary, protocol: Protoco
         published=beside if is_whole(summary) else [],
         sources=SOURCES,
         ablation=ablation,
-        curve=_drawn("curves", ablation) if ablation else "",
+        curve=_drawn("drawn", ablation) if ablation else "",
         worth=worth_table(summary) if worth else None,
         protocols=_drawn("protocols", summary) if worth else "",
         granularity=granularity_table(summary["granularity"]) if summary["granularity"] else None,
