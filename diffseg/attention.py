@@ -7,10 +7,10 @@ architecture. `attention_maps` is all that a diffusers UNet needs; `diffseg.back
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import partial
-from importlib.util import find_spec
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from diffseg.devices import slice_bytes
 from diffseg.errors import UserError, did_you_mean
 from diffseg.layers import Layers, in_blocks_of
 
+AddHeadMean = Callable[[Tensor, Tensor, Tensor, int, float], None]  # total, queries, keys, heads, scale
 Size = tuple[int, int]  # (h, w)
 Maps = dict[Size, Tensor]
 
@@ -195,11 +196,11 @@ class Recorder(TorchFunctionMode):
         for kind, keys in kinds.items():
             totals = [self._sum(group, kind, lie.size, q, keys) for group in self._groups_of(layer, kind)]
             if keys == whole and len(totals) == 1:
-                _head_mean_for(q)(totals[0], q, k, query.shape[1], scale)
+                _head_mean_for(q, query.shape[1])(totals[0], q, k, query.shape[1], scale)
                 continue
             if joint is None:
                 joint = totals[0].new_zeros(len(q), q.shape[1], k.shape[1])
-                _head_mean_for(q)(joint, q, k, query.shape[1], scale)
+                _head_mean_for(q, query.shape[1])(joint, q, k, query.shape[1], scale)
             part = joint[..., keys]
             if keys != whole:  # image and text side by side under one softmax: each block is made a distribution again
                 part = part / part.sum(-1, keepdim=True)
@@ -311,13 +312,57 @@ def add_head_mean(total: Tensor, q: Tensor, k: Tensor, heads: int, scale: float)
                 rows.add_(probabilities, alpha=1 / heads)
 
 
-def _head_mean_for(queries: Tensor) -> Callable[[Tensor, Tensor, Tensor, int, float], None]:
-    """What adds the head-mean of such queries: on a CUDA device the fused kernel, elsewhere the plain way."""
-    if queries.is_cuda and queries.dtype != torch.float64 and torch.version.cuda and find_spec("triton"):
-        from diffseg.fused import add_head_mean as fused
-
-        return fused
+def _head_mean_for(queries: Tensor, heads: int) -> AddHeadMean:
+    """What adds the head-mean of such queries [B, R, heads * d]: on a CUDA device the fused kernel, if it is right."""
+    if queries.is_cuda and queries.dtype != torch.float64 and torch.version.cuda:
+        return verified(_fused, queries.device, queries.dtype, queries.shape[2] // heads)
     return add_head_mean
+
+
+def _fused() -> AddHeadMean:
+    from diffseg.fused import add_head_mean as fused
+
+    return fused
+
+
+@cache
+def verified(load: Callable[[], AddHeadMean], device: torch.device, dtype: torch.dtype, depth: int) -> AddHeadMean:
+    """A faster `add_head_mean` if a small case comes out right with it, else the plain one, with a warning.
+
+    Tried once a process for each device, precision and number of channels a head, because kernels are compiled for each.
+
+    Args:
+        load: gives it; whatever that raises, or it itself, is a reason to go without.
+    """
+    try:
+        wrong = deviation(load(), device, dtype, depth)
+        reason = f"its result is off by {wrong:.2g}" if not wrong <= _TOLERANCE[dtype] else ""
+    except Exception as error:  # of a compiler, a driver, a missing library: the plain way needs none of them
+        reason = (str(error).strip().splitlines() or [""])[0] or type(error).__name__
+    if not reason:
+        return load()
+    kind = str(dtype).removeprefix("torch.")
+    warnings.warn(
+        f"the fused attention kernel is not used on {device} in {kind} ({reason}); the plain way is slower and as exact",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return add_head_mean
+
+
+_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-3, torch.bfloat16: 1e-3}  # of the norm of the result
+
+
+def deviation(faster: AddHeadMean, device: torch.device, dtype: torch.dtype, depth: int) -> float:
+    """How far a result of `faster` is from the plain one in float64, as a share of its norm; NaN where it is none."""
+    heads, positions = 3, 150  # more than one tile, and no whole number of them
+    generator = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(2, positions, heads * depth, generator=generator).to(device, dtype) for _ in range(2))
+    total = torch.full((2, positions, positions), 1 / positions, device=device)
+    expected = total.double()
+    add_head_mean(expected, q, k, heads, 2 * depth**-0.5)
+    faster(total, q, k, heads, 2 * depth**-0.5)
+    return float((total - expected).norm() / expected.norm())
 
 
 # --- diffusers' UNets -------------------------------------------------------------------------------------------------
