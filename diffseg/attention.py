@@ -247,7 +247,9 @@ class Recorder(TorchFunctionMode):
         for sums, chosen in zip(self._sums, self._groups, strict=True):
             if self._needs.attention and not sums["image"]:
                 which = f" ({', '.join(sorted(chosen))})" if chosen is not None else ""
-                raise UserError(f"{network} has no self-attention in transformer blocks{which}: nothing to segment with")
+                raise UserError(
+                    f"{network} has no self-attention in transformer blocks{which}: nothing to segment with"
+                )
         self._check_finite(network)
         for group, sums in enumerate(self._sums):
             for kind, maps in sums.items():

@@ -21,7 +21,7 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -98,18 +98,14 @@ def experiment_of(config: dict[str, Any], choices: Mapping[str, str]) -> Experim
     if "check" in config["stages"] and not config["reference"]:
         raise UserError("the stage check needs reference=NAME or a file")
     model = None if config["labels"] else _model(config["model"], choices["model"], config["dtype"])
-    vary = _each_layer(config, model)
-    config = {**config, "segmenters": _shortened(varied(_with_looks(config["segmenters"], vary), vary), vary)}
+    config = {**config, "segmenters": segmenters_of(config, partial(_layers_of, model, config["device"]))}
     for group in ("segmenters", "protocols"):
         for name in config[group]:
             if not is_file_name(name):
                 raise UserError(f"{group}: {name!r} cannot be the name of a folder: choose a short one without slashes")
     return Experiment(
         dataset=_dataset(config["dataset"], choices["dataset"]),
-        segmenters={
-            name: segmenter_of(settings, name)
-            for name, settings in config["segmenters"].items()
-        },
+        segmenters={name: segmenter_of(settings, name) for name, settings in config["segmenters"].items()},
         protocols={
             name: part(settings, name, f"protocols.{name}", Protocol) for name, settings in config["protocols"].items()
         },
@@ -139,6 +135,27 @@ def part(settings: Any, name: str, node: str, *kinds: type) -> Part:
     return Part(make(settings, node, *kinds), name, settings, modules_of(settings))
 
 
+def segmenters_of(config: Mapping[str, Any], layers: Callable[[], Sequence[str]]) -> dict[str, Any]:
+    """The settings of each segmenter by name, with those that `vary` makes of "diffseg".
+
+    layers: gives the names of the model's self-attention layers; asked where each of them is to be tried.
+    """
+    vary = config["vary"]
+    if vary and vary.get("layers") == "each":  # all that take part together (null), then each alone
+        known = layers()
+        chosen = select(_frozen(config.get("layers")), known)
+        vary = {**vary, "layers": [None, *([name] for name in known if name in chosen)]}
+    return _shortened(varied(_with_looks(config["segmenters"], vary), vary), vary)
+
+
+def _layers_of(model: Part | None, device: str | list[str]) -> Sequence[str]:
+    """The names of the model's self-attention layers; it is loaded for that, once for this and for prediction."""
+    if model is None:
+        raise UserError("vary.layers: each means each layer of a model, and there is none where labels=DIR is given")
+    devices = devices_of(device)
+    return model.made(devices[0] if len(devices) == 1 else "cpu").self_attention()
+
+
 def segmenter_of(settings: Any, name: str) -> Part:
     """The segmenter that a node of the configuration describes.
 
@@ -147,9 +164,10 @@ def segmenter_of(settings: Any, name: str) -> Part:
     node = f"segmenters.{name}"
     if not isinstance(settings, dict):
         return part(settings, name, node, Segmenter, Oracle)
-    looking = {key: settings[key] for key in _look_settings(settings, node) if settings.get(key) is not None}
+    of_look = _look_settings(settings, node)
+    looking = {key: settings[key] for key in of_look if settings.get(key) is not None}
     check_options(looking, LookOptions, f"{node}.")
-    own = {key: value for key, value in settings.items() if key not in _look_settings(settings, node)}
+    own = {key: value for key, value in settings.items() if key not in of_look}
     made = make(own, node, Segmenter, Oracle)
     if looking:
         made.look = replace(made.look, **{key: _frozen(value) for key, value in looking.items()})
@@ -171,19 +189,6 @@ def _with_looks(segmenters: dict[str, Any], vary: Mapping[str, Any] | None) -> d
         return segmenters
     open_ = {key: None for key in _look_settings(base, "segmenters.diffseg") if key in vary}
     return {**segmenters, "diffseg": {**base, **open_, **base}}
-
-
-def _each_layer(config: Mapping[str, Any], model: Part | None) -> dict[str, Any] | None:
-    """`vary`, with layers: each as the list that it means: all that take part together (null), then each alone."""
-    vary = config["vary"]
-    if not vary or vary.get("layers") != "each":
-        return vary
-    if model is None:
-        raise UserError("vary.layers: each means each layer of a model, and there is none where labels=DIR is given")
-    devices = devices_of(config["device"])
-    known = list(model.made(devices[0] if len(devices) == 1 else "cpu").self_attention())
-    chosen = select(_frozen(config.get("layers")), known)
-    return {**vary, "layers": [None, *([name] for name in known if name in chosen)]}
 
 
 def _shortened(segmenters: dict[str, Any], vary: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -324,8 +324,8 @@ def test_kernels_are_verified_for_each_number_of_channels():
     asked = []
 
     def load():
-        return lambda total, q, k, heads, scale: asked.append(q.shape[2] // heads) or add_head_mean(
-            total, q, k, heads, scale
+        return lambda total, q, k, heads, scale: (
+            asked.append(q.shape[2] // heads) or add_head_mean(total, q, k, heads, scale)
         )
 
     for depth in (40, 80, 40):

@@ -110,9 +110,7 @@ def test_equals_the_textbook_and_the_hook(folders, kind, height, width):
     needs = Needs(attention=True, features=frozenset({"keys", "encoder"}))
     found = model.observe(images, needs)
     seen = hooked(model, images, ".attention", ".k_proj")
-    maps = [
-        textbook(layer, seen[name][0], size, first, kind == "dinov3") for name, layer in model.layers().items()
-    ]
+    maps = [textbook(layer, seen[name][0], size, first, kind == "dinov3") for name, layer in model.layers().items()]
     assert list(found.self_attention) == [size]
     torch.testing.assert_close(found.self_attention[size].double(), sum(maps) / 3, rtol=1e-4, atol=1e-7)
     assert found.self_attention[size].max() > 3 / size[0] / size[1], "flat attention would prove nothing"
@@ -141,17 +139,17 @@ def test_photos_of_any_size_become_the_nearest_multiple(folders, side, patches):
 def test_pixels_are_in_the_colours_of_training(folders, tmp_path):
     mean, std = (torch.tensor(c)[:, None, None] for c in IMAGENET)
     images = photos(56, 56)
-    (given, _), = hooked(load(folders["dinov2"]), images, ".projection").values()
+    ((given, _),) = hooked(load(folders["dinov2"]), images, ".projection").values()
     torch.testing.assert_close(given, ((images + 1) / 2 - mean) / std)
     own = save_vit("dinov2", tmp_path / "own")
     (own / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}')
-    (given, _), = hooked(load(own), images, ".projection").values()
+    ((given, _),) = hooked(load(own), images, ".projection").values()
     torch.testing.assert_close(given, images)
     for text in ("{", '{"image_mean": [1, 2]}', '{"image_std": [0, 1, 1]}', "[]"):
         (own / "preprocessor_config.json").write_text(text)
         with pytest.raises(UserError, match=r"preprocessor_config.json is damaged .*three numbers each"):
             load(own)
-    (given, _), = hooked(load(folders["dinov2"]), photos(50, 60), ".projection").values()
+    ((given, _),) = hooked(load(folders["dinov2"]), photos(50, 60), ".projection").values()
     resized = F.interpolate(photos(50, 60), (56, 56), mode="bilinear")
     torch.testing.assert_close(given, ((resized + 1) / 2 - mean) / std)
 

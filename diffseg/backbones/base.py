@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from diffseg.attention import Look, Needs, Observation, Recorder, Size, Tokens
+from diffseg.devices import free_bytes
 from diffseg.errors import UserError
 from diffseg.files import content_hashes
 from diffseg.layers import select
@@ -114,6 +115,8 @@ class Backbone(ABC):
         selections = list(dict.fromkeys([look.layers, *needs.selections]))
         groups = [None if layers is None else select(layers, self.self_attention()) for layers in selections]
         tokens = partial(self.tokens, size=(images.shape[2], images.shape[3]))
+        if needs.attention:
+            self._check_memory(groups, (images.shape[2], images.shape[3]), len(images))
         names = {asked: self.aliases().get(asked, asked) for asked in needs.features}
         needs = replace(needs, features=frozenset(names.values()))
         with Recorder(self.network, self.layers(), tokens, needs, groups) as recorder:
@@ -122,6 +125,33 @@ class Backbone(ABC):
         features = {asked: seen[0].features[name] for asked, name in names.items()}
         first, *rest = (replace(one, features=features) for one in seen)
         return replace(first, selections=dict(zip(selections[1:], rest, strict=True)))
+
+    def _check_memory(self, groups: Sequence[frozenset[str] | None], size: Size, count: int) -> None:
+        """Refuses a pass whose maps would not fit, where the backbone knows their sizes before.
+
+        Args:
+            groups: of layers, whose maps are kept apart. size: (H, W) of the images in pixels. count: of images.
+        """
+        grids = {layer: grid for layer in self.self_attention() if (grid := self.grid(layer, size))}
+        free = free_bytes(self.device) if grids else None
+        if free is None:
+            return
+        needed = sum(
+            maps_bytes({grids[layer] for layer in chosen or grids if layer in grids}, count) for chosen in groups
+        )
+        if needed > free:
+            h, w = max(grids.values(), key=math.prod)
+            raise UserError(
+                f"attention at {h} x {w} positions of {count} image{'s' * (count > 1)} takes about "
+                f"{needed / (1 << 30):.1f} GiB and {free / (1 << 30):.1f} GiB are free on {self.device}: a smaller size "
+                f"(dataset.size) or batch_size, fewer selections of layers, or another device"
+            )
+
+
+def maps_bytes(grids: Collection[Size], count: int) -> int:
+    """What the maps [count, h*w, h*w] of each of these sizes, and their aggregate of the finest, take in float32."""
+    positions = [h * w for h, w in grids]
+    return 4 * count * (sum(n * n for n in positions) + max(positions, default=0) ** 2)
 
 
 def recommended(name: str) -> dict[str, Any]:

@@ -141,7 +141,9 @@ def _load(name: str, revision: str | None, dtype: torch.dtype) -> PreTrainedMode
     try:
         kind = AutoConfig.from_pretrained(name, revision=revision).model_type
         if kind not in KINDS:
-            raise UserError(f"{name} is a model of the kind {kind!r}; a vision transformer is one of {', '.join(KINDS)}")
+            raise UserError(
+                f"{name} is a model of the kind {kind!r}; a vision transformer is one of {', '.join(KINDS)}"
+            )
         model, found = AutoModel.from_pretrained(
             name,
             revision=revision,
@@ -193,7 +195,9 @@ def _colours(name: str, revision: str | None) -> tuple[Colours, Colours]:
         return IMAGENET
     try:
         stored: dict[str, Any] = json.loads(Path(str(file)).read_bytes())
-        mean, std = (tuple(map(float, stored.get(key, IMAGENET[i]))) for i, key in enumerate(("image_mean", "image_std")))
+        mean, std = (
+            tuple(map(float, stored.get(key, IMAGENET[i]))) for i, key in enumerate(("image_mean", "image_std"))
+        )
         if not (len(mean) == len(std) == 3 and all(-10 < x < 10 for x in mean) and all(0 < x < 10 for x in std)):
             raise ValueError(f"image_mean {list(mean)}, image_std {list(std)}")
     except (ValueError, TypeError, AttributeError) as error:
