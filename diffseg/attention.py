@@ -246,10 +246,8 @@ class Recorder(TorchFunctionMode):
             )
         for sums, chosen in zip(self._sums, self._groups, strict=True):
             if self._needs.attention and not sums["image"]:
-                which = f" ({', '.join(sorted(chosen))})" if chosen is not None else ""
-                raise UserError(
-                    f"{network} has no self-attention in transformer blocks{which}: nothing to segment with"
-                )
+                where = "transformer blocks" if chosen is None else ", ".join(sorted(chosen))
+                raise UserError(f"{network} has no self-attention in {where}: nothing to segment with")
         self._check_finite(network)
         for group, sums in enumerate(self._sums):
             for kind, maps in sums.items():
@@ -331,7 +329,7 @@ def _fused() -> AddHeadMean:
 def verified(load: Callable[[], AddHeadMean], device: torch.device, dtype: torch.dtype, depth: int) -> AddHeadMean:
     """A faster `add_head_mean` if a small case comes out right with it, else the plain one, with a warning.
 
-    Tried once a process for each device, precision and number of channels a head, because kernels are compiled for each.
+    Tried once a process for each device, precision and number of channels a head: kernels are compiled for each.
 
     Args:
         load: gives it; whatever that raises, or it itself, is a reason to go without.
@@ -345,7 +343,7 @@ def verified(load: Callable[[], AddHeadMean], device: torch.device, dtype: torch
         return load()
     kind = str(dtype).removeprefix("torch.")
     warnings.warn(
-        f"the fused attention kernel is not used on {device} in {kind} ({reason}); the plain way is slower and as exact",
+        f"the fused attention kernel is not used on {device} in {kind} ({reason}): the plain way is slower, and right",
         RuntimeWarning,
         stacklevel=2,
     )

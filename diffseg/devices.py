@@ -1,4 +1,4 @@
-"""Where and how exactly things are computed: devices, precisions, guards of float32, memory, sizes of slices. Only torch."""
+"""Where and how exactly things are computed: devices, precisions, guards of float32, memory, slices. Only torch."""
 
 from __future__ import annotations
 
@@ -84,10 +84,10 @@ def free_bytes(device: torch.device, root: Path = Path("/")) -> int | None:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    group = root / "sys/fs/cgroup"  # of this process, where a container has limits
-    free_kib = _stated(root / "proc/meminfo", r"^MemAvailable:\s+(\d+)")
-    if device.type != "cpu" or free_kib is None:
+    free_kib = _stated(root / "proc/meminfo", r"^MemAvailable:\s+(\d+)") if device.type == "cpu" else None
+    if free_kib is None:
         return None
+    group = root / "sys/fs/cgroup"  # of this process, where a container has limits
     limit, used = (_stated(group / name, r"^(\d+)$") for name in ("memory.max", "memory.current"))
     if limit is None or used is None:
         return free_kib << 10

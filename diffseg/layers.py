@@ -1,4 +1,4 @@
-"""Which attention layers take part: names, shell patterns and positions of a network's layers; short names for people."""
+"""Which attention layers take part, by names, shell patterns and positions in the network; short names for people."""
 
 from __future__ import annotations
 

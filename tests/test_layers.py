@@ -1,4 +1,4 @@
-"""Which layers take part: names and patterns, many selections in one pass, runs that try each layer, memory foreseen."""
+"""Which layers take part: names and patterns, many selections in one pass, runs that try each, memory foreseen."""
 
 import re
 import sys
@@ -50,9 +50,7 @@ def test_names_patterns_and_positions():
     assert select(("down_blocks.*",), KNOWN) == set(KNOWN[:4])
     assert select((0, -1), KNOWN) == {KNOWN[0], KNOWN[-1]}
     assert select((KNOWN[2], "mid*", 4), KNOWN) == {KNOWN[2], KNOWN[4]}
-    with pytest.raises(
-        UserError, match=r"'mid_block.attn1' is no self-attention layer .*\(they are down_blocks.0.*\)$"
-    ):
+    with pytest.raises(UserError, match=r"'mid_block.attn1' is no self-attention layer .*\(they are down_b.*\)$"):
         select(("mid_block.attn1",), KNOWN)
     with pytest.raises(UserError, match=f"did you mean {re.escape(KNOWN[0])}"):
         select((KNOWN[0].replace("attn1", "attn3"),), KNOWN)
@@ -81,7 +79,7 @@ def test_the_same_blocks():
 # --- in one pass ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", UNETS)
+@pytest.mark.parametrize("name", ["sd1", "sdxl"])
 def test_each_group_is_what_its_layers_alone_show(models, images, name):
     """The mean over chosen layers of a resolution is the mean of passes with one layer each."""
     model = models[name]
@@ -178,11 +176,8 @@ def test_anchors_fit_the_maps_of_chosen_layers():
 
 
 def test_weights_of_other_resolutions_are_a_clear_sentence():
-    batch = Batch(
-        [torch.zeros(3, 32, 32)],
-        lambda look, needs: Observation({(2, 2): torch.full((1, 4, 4), 0.25)}),
-        Look(layers=(0,)),
-    )
+    maps = {(2, 2): torch.full((1, 4, 4), 0.25)}
+    batch = Batch([torch.zeros(3, 32, 32)], lambda look, needs: Observation(maps), Look(layers=(0,)))
     with pytest.raises(UserError, match=r"weights: 4 given, but there are 1 resolutions \(2x2\), finest first"):
         batch.attention((1.0, 1.0, 1.0, 1.0))
 
@@ -191,7 +186,7 @@ def test_weights_of_other_resolutions_are_a_clear_sentence():
 
 
 def layered(tmp_path, *settings):
-    return evaluated(tmp_path, *SMALL, *settings)
+    return evaluated(tmp_path, *SMALL, "dataset.count=2", "dataset.size=64", *settings)
 
 
 def test_a_run_with_chosen_layers(tmp_path, monkeypatch):
@@ -218,21 +213,20 @@ def test_each_layer_in_one_pass(tmp_path, monkeypatch):
     observe = DiffusionModel.observe
     monkeypatch.setattr(DiffusionModel, "observe", lambda *a, **k: passes.append(1) or observe(*a, **k))
     found = layered(tmp_path, "experiment=ablation_layers", "layers=[mid*,up_blocks.3.*]")
-    assert len(passes) == 6  # images
-    assert list(found["segmenters"]) == ["layers=all", "layers=mid", "layers=up-0", "layers=up-1", "layers=up-2"]
-    assert found["segmenters"]["layers=mid"]["settings"]["layers"] == [
-        "mid_block.attentions.0.transformer_blocks.0.attn1"
-    ]
+    assert len(passes) == 2  # images
+    assert list(found["segmenters"]) == [f"layers={name}" for name in ("all", "mid-0", "up-3.0", "up-3.1", "up-3.2")]
+    layer = "mid_block.attentions.0.transformer_blocks.0.attn1"
+    assert found["segmenters"]["layers=mid-0"]["settings"]["layers"] == [layer]
     report = (Path(found["folder"]) / "report.html").read_text()
     assert "By attention layers" in report
-    assert ">up 2<" in report
+    assert ">up 3.2<" in report
 
 
 def test_layers_and_noise_in_one_run(tmp_path):
-    settings = ["experiment=ablation_layers_noise", "layers=[mid*,-1]", "vary.timestep=[50,300]", "dataset.count=2"]
+    settings = ["experiment=ablation_layers_noise", "layers=[mid*,-1]", "vary.timestep=[50,300]"]
     found = layered(tmp_path, *settings)
     assert len(found["segmenters"]) == 2 * 3
-    assert found["segmenters"]["timestep=300,layers=up"]["settings"]["noise"] == 0
+    assert found["segmenters"]["timestep=300,layers=up-3.2"]["settings"]["noise"] == 0
     assert "By attention layers and time step t" in (Path(found["folder"]) / "report.html").read_text()
 
 
@@ -244,10 +238,7 @@ def test_layers_and_noise_in_one_run(tmp_path):
         (["layers=[true]"], "layers must be a list"),
         (["layers=[9.*]"], r"'9\.\*' is no self-attention layer of the model .*they are down_blocks"),
         (["+segmenters.diffseg.layers=up"], "segmenters.diffseg.layers must be a list"),
-        (
-            ["+segmenters.diffseg.timestep=1000"],
-            "segmenters.diffseg.timestep must be a whole number, 0 to 999, or null",
-        ),
+        (["+segmenters.diffseg.timestep=1000"], "diffseg.timestep must be a whole number, 0 to 999, or null; got 1000"),
         (["+segmenters.diffseg.nois=1"], "segmenters.diffseg has no setting nois"),
         (["experiment=ablation_layers", f"labels={Path(__file__).parent}"], "vary.layers: each means each layer of a"),
     ],
@@ -276,7 +267,7 @@ def test_a_class_keeps_settings_that_it_takes_itself():
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [(64, 64), (128, 96), (100, 72)], ids=str)
+@pytest.mark.parametrize("size", [(64, 64), (100, 72)], ids=str)
 @pytest.mark.parametrize("name", UNETS)
 def test_the_grids_are_known_before_a_pass(models, name, size):
     model = models[name]
@@ -291,9 +282,7 @@ def test_maps_that_cannot_fit_are_refused_before_the_pass(models, images, monkey
     monkeypatch.setattr("diffseg.backbones.base.free_bytes", lambda device: needed)
     model.observe(images, SELF)
     two = replace(SELF, selections=frozenset({("mid*",)}))
-    refusal = (
-        r"attention at 8 x 8 positions of 2 images takes about 0.0 GiB and 0.0 GiB are free on cpu: a smaller size"
-    )
+    refusal = "attention at 8 x 8 positions of 2 images takes about 0.0 GiB and 0.0 GiB are free on cpu: choose a"
     with pytest.raises(UserError, match=refusal):
         model.observe(images, two)
     monkeypatch.setattr("diffseg.backbones.base.free_bytes", lambda device: needed - 1)

@@ -60,7 +60,7 @@ class Backbone(ABC):
         """One pass. images: [B, 3, H, W] in [-1, 1]; look: its timestep is set; prompts: one for each image."""
 
     def grid(self, layer: str, size: Size) -> Size | None:
-        """(h, w) of a self-attention layer's maps for images of size (H, W) in pixels; None: not known before a pass."""
+        """(h, w) of a self-attention layer's maps for images of size (H, W) in pixels; None: unknown before a pass."""
         return None
 
     def self_attention(self) -> Sequence[str]:
@@ -136,15 +136,14 @@ class Backbone(ABC):
         free = free_bytes(self.device) if grids else None
         if free is None:
             return
-        needed = sum(
-            maps_bytes({grids[layer] for layer in chosen or grids if layer in grids}, count) for chosen in groups
-        )
+        in_groups = ({grids[layer] for layer in grids if chosen is None or layer in chosen} for chosen in groups)
+        needed = sum(maps_bytes(sizes, count) for sizes in in_groups)
         if needed > free:
             h, w = max(grids.values(), key=math.prod)
             raise UserError(
                 f"attention at {h} x {w} positions of {count} image{'s' * (count > 1)} takes about "
-                f"{needed / (1 << 30):.1f} GiB and {free / (1 << 30):.1f} GiB are free on {self.device}: a smaller size "
-                f"(dataset.size) or batch_size, fewer selections of layers, or another device"
+                f"{needed / (1 << 30):.1f} GiB and {free / (1 << 30):.1f} GiB are free on {self.device}: choose a "
+                f"smaller size (dataset.size) or batch_size, fewer selections of layers, or another device"
             )
 
 

@@ -140,7 +140,7 @@ class DiffusionModel(Backbone):
     def grid(self, layer: str, size: Size) -> Size:
         """The size of the latents, halved at each level on the way down, rounding up."""
         place, _, level = layer.partition(".")
-        deepest = len(self.network.config.block_out_channels) - 1
+        deepest = len(self.pipeline.unet.config.block_out_channels) - 1
         number = int(level.partition(".")[0]) if place != "mid_block" else 0
         halvings = {"down_blocks": number, "up_blocks": deepest - number}.get(place, deepest)
         h, w = (side // self._shrinks for side in size)

@@ -62,7 +62,7 @@ class VisionTransformer(Backbone):
             dtype: of the weights, as for `resolve_dtype`.
 
         Raises:
-            UserError: unknown name, a model of another kind, pickle-only or incomplete weights, no such device or dtype.
+            UserError: unknown name, another kind of model, pickle-only or incomplete weights, no such device or dtype.
             OSError: the hub cannot be reached, does not have the model, or wants a licence accepted.
         """
         place = resolve_device(device)
@@ -129,8 +129,8 @@ def _check_folder(folder: Path) -> None:
         raise UserError(f"the folder {folder} is no model in transformers' layout: it needs config.json and weights")
     if not any(folder.glob("*.safetensors")):
         raise UserError(
-            f"{folder} has no .safetensors weights; pickled ones (.bin, .pth) are not loaded because they can run code: "
-            f"convert them with transformers' save_pretrained(...)"
+            f"{folder} has no .safetensors weights; pickled ones (.bin, .pth) are not loaded because they can run "
+            f"code: convert them with transformers' save_pretrained(...)"
         )
 
 
@@ -141,9 +141,7 @@ def _load(name: str, revision: str | None, dtype: torch.dtype) -> PreTrainedMode
     try:
         kind = AutoConfig.from_pretrained(name, revision=revision).model_type
         if kind not in KINDS:
-            raise UserError(
-                f"{name} is a model of the kind {kind!r}; a vision transformer is one of {', '.join(KINDS)}"
-            )
+            raise UserError(f"{name} is a model of the kind {kind!r}, none of those used here: {', '.join(KINDS)}")
         model, found = AutoModel.from_pretrained(
             name,
             revision=revision,
@@ -195,9 +193,8 @@ def _colours(name: str, revision: str | None) -> tuple[Colours, Colours]:
         return IMAGENET
     try:
         stored: dict[str, Any] = json.loads(Path(str(file)).read_bytes())
-        mean, std = (
-            tuple(map(float, stored.get(key, IMAGENET[i]))) for i, key in enumerate(("image_mean", "image_std"))
-        )
+        keys = ("image_mean", "image_std")
+        mean, std = (tuple(map(float, stored.get(key, usual))) for key, usual in zip(keys, IMAGENET, strict=True))
         if not (len(mean) == len(std) == 3 and all(-10 < x < 10 for x in mean) and all(0 < x < 10 for x in std)):
             raise ValueError(f"image_mean {list(mean)}, image_std {list(std)}")
     except (ValueError, TypeError, AttributeError) as error:

@@ -239,8 +239,8 @@ def ablation_of(tried: Sequence[Candidate], where: str = "these runs") -> Ablati
         return _crossed(keys, group, where)
     if len(keys) > 1:
         raise UserError(
-            f"{' and '.join(keys)} vary at once in {where}: a curve shows one key, all else being equal, a heat map two, "
-            f"each value of the one with each of the other"
+            f"{' and '.join(keys)} vary at once in {where}: a curve shows one key, all else being equal; a heat map "
+            f"two, each value of the one with each of the other"
         )
     return _made(keys[0], group, where)
 
