@@ -51,14 +51,16 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
     """{name: what it has of its own}, for people: "up 1.0" of up_blocks.1.attentions.0.transformer_blocks.0.attn1.
 
     Words that all names share are left out, and numbers after them that are the same in all. The names as they are
-    where that leaves two alike.
+    where that leaves two alike. Patterns stay as they are.
     """
-    paths = {name: _pairs(name) for name in dict.fromkeys(names)}
+    patterns = {name: name for name in names if set(name) & set("*?[")}
+    paths = {name: _pairs(name) for name in dict.fromkeys(names) if name not in patterns}
     words = [dict(path) for path in paths.values()]
     shared = {word for word in words[0] if all(word in other for other in words)} if words else set()
     same = {word for word in shared if len({other[word] for other in words}) == 1}
     short = {name: _joined(path, shared, same) for name, path in paths.items()}
-    return short if len(set(short.values())) == len(short) and all(short.values()) else {name: name for name in paths}
+    is_telling = len(set(short.values())) == len(short) and all(short.values())
+    return patterns | (short if is_telling else {name: name for name in paths})
 
 
 def _pairs(name: str) -> list[tuple[str, str]]:

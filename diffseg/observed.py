@@ -80,9 +80,12 @@ class Batch:
 
     def _pass(self, look: Look) -> dict[Look, Observation]:
         """What one pass shows for a look, and for all others asked for that differ from it in `layers` alone."""
-        alike = {look: self._needs.get(look, Needs(attention=True))} | {
-            other: needs for other, needs in self._needs.items() if replace(other, layers=look.layers) == look
+        alike = {
+            other: needs
+            for other, needs in self._needs.items()
+            if replace(other, layers=look.layers) == look and ("seen", other) not in self._kept
         }
+        alike.setdefault(look, Needs(attention=True))
         mapped = [other for other, needs in alike.items() if needs.attention or needs.cross]
         first, *rest = mapped or [look]
         needs = replace(reduce(or_, alike.values()), selections=frozenset(other.layers for other in rest))

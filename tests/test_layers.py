@@ -64,8 +64,9 @@ def test_names_for_people():
     numbered = [f"encoder.layer.{i}.attention" for i in range(12)]
     assert short_names(numbered)[numbered[11]] == "layer 11"
     two = ["transformer_blocks.0.attn", "single_transformer_blocks.0.attn"]
-    assert list(short_names(two).values()) == ["transformer", "single_transformer"]
+    assert list(short_names(two).values()) == ["transformer 0", "single_transformer 0"]
     assert short_names(["blocks.3.attn"]) == {"blocks.3.attn": "blocks.3.attn"}  # nothing to tell it from
+    assert short_names(["up_blocks.*", *numbered]) == {"up_blocks.*": "up_blocks.*", **short_names(numbered)}
     assert short_names([]) == {}
 
 

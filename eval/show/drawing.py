@@ -123,9 +123,8 @@ def heat_map(crossed: Crossed) -> Figure:
         if best is not None:
             from matplotlib.patches import Rectangle
 
-            axes.add_patch(
-                Rectangle((int(best[1]), int(best[0])), 1, 1, fill=False, edgecolor=_MARKS[1], linewidth=2.5)
-            )
+            corner = int(best[1]), int(best[0])
+            axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=_MARKS[1], linewidth=2.5))
         title = "; ".join(filter(None, ["mIoU (%)", crossed.title]))
         figure.suptitle(title, x=0.005, ha="left", fontsize=9, color=_MUTED)
     return figure
