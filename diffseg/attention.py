@@ -7,10 +7,10 @@ architecture. `attention_maps` is all that a diffusers UNet needs; `diffseg.back
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import partial
-from importlib.util import find_spec
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -20,7 +20,9 @@ from torch.overrides import TorchFunctionMode
 
 from diffseg.devices import slice_bytes
 from diffseg.errors import UserError, did_you_mean
+from diffseg.layers import Layers, in_blocks_of
 
+AddHeadMean = Callable[[Tensor, Tensor, Tensor, int, float], None]  # total, queries, keys, heads, scale
 Size = tuple[int, int]  # (h, w)
 Maps = dict[Size, Tensor]
 
@@ -30,14 +32,15 @@ class Look:
     """One way of asking a backbone: methods that look alike share one pass.
 
     timestep: t, what the network is told; noise: seed of the noise that is added as of t, None: none is; prompted: with
-    the images' prompts in place of the empty one; size: pixels a side of the photo. What is left as it is here is as
-    the run, or the caller, has it.
+    the images' prompts in place of the empty one; size: pixels a side of the photo; layers: the self-attention layers
+    that take part (see `layers.select`), None: all. What is left as it is here is as the run, or the caller, has it.
     """
 
     timestep: int | None = None
     noise: int | None = None
     prompted: bool = False
     size: int | None = None
+    layers: Layers | None = None
 
     def within(self, other: Look) -> Look:
         """This look, with what it leaves open as `other` has it."""
@@ -47,14 +50,23 @@ class Look:
 
 @dataclass(frozen=True)
 class Needs:
-    """What methods ask of a pass: self-attention, cross-attention, outputs of layers by name. a | b is both."""
+    """What methods ask of a pass: self-attention, cross-attention, outputs of layers by name. a | b is both.
+
+    selections: of layers, besides the look's own, whose attention is wanted as well (None: all layers).
+    """
 
     attention: bool = False
     cross: bool = False
     features: frozenset[str] = frozenset()
+    selections: frozenset[Layers | None] = frozenset()
 
     def __or__(self, other: Needs) -> Needs:
-        return Needs(self.attention or other.attention, self.cross or other.cross, self.features | other.features)
+        return Needs(
+            self.attention or other.attention,
+            self.cross or other.cross,
+            self.features | other.features,
+            self.selections | other.selections,
+        )
 
     def __bool__(self) -> bool:
         return self.attention or self.cross or bool(self.features)
@@ -80,11 +92,13 @@ class Observation:
 
     self_attention: {(h, w): [B, h*w, h*w]}, mean over the heads and layers of each resolution. cross_attention:
     {(h, w): [B, h*w, tokens]}. Each row sums to 1. features: {layer: [B, C, h, w]}. What was not asked for is empty.
+    selections: what the same pass has shown of other selections of layers.
     """
 
     self_attention: Maps
     cross_attention: Maps = field(default_factory=dict)
     features: dict[str, Tensor] = field(default_factory=dict)
+    selections: dict[Layers | None, Observation] = field(default_factory=dict)
 
 
 class Recorder(TorchFunctionMode):
@@ -96,6 +110,8 @@ class Recorder(TorchFunctionMode):
         network: what is watched. layers: its attention layers by name, those that may be of interest.
         tokens: (layer, queries, keys) -> how the tokens of such a call lie; None: not of interest.
         needs: what to keep. Features are the outputs of any module of the network, [B, h*w, C] or [B, C, h, w].
+        groups: of self-attention layers by name, each with maps of its own; None: all layers. Of the prompt's tokens,
+            those layers count that lie in the same blocks.
 
     Raises:
         UserError: features of a module that the network does not have.
@@ -107,9 +123,11 @@ class Recorder(TorchFunctionMode):
         layers: Mapping[str, nn.Module],
         tokens: Callable[[str, int, int], Tokens | None],
         needs: Needs,
+        groups: Sequence[frozenset[str] | None] = (None,),
     ):
         super().__init__()
         self._network, self._layers, self._tokens, self._needs = network, layers, tokens, needs
+        self._groups = list(groups)
         self._modules = {name: module for name, module in network.named_modules() if name in needs.features}
         for name in needs.features - self._modules.keys():
             known = [name for name, _ in network.named_modules() if name]
@@ -119,8 +137,8 @@ class Recorder(TorchFunctionMode):
             )
         self._current: str | None = None
         self._seen: set[str] = set()
-        self._sums: dict[str, Maps] = {"image": {}, "text": {}}
-        self._counts: dict[tuple[str, Size], int] = {}
+        self._sums: list[dict[str, Maps]] = [{"image": {}, "text": {}} for _ in groups]
+        self._counts: dict[tuple[int, str, Size], int] = {}
         self._lies: dict[str, tuple[Tokens, int]] = {}  # how the tokens of each layer lie, and its number of queries
         self._outputs: dict[str, tuple[Tensor, ...]] = {}
         self._finite: dict[str, Tensor] = {}  # whether each layer's queries and keys are numbers
@@ -164,41 +182,60 @@ class Recorder(TorchFunctionMode):
         if lie is None:
             return
         self._lies[layer] = lie, query.shape[-2]
-        kinds = {"image": lie.image if self._needs.attention else None, "text": lie.text if self._needs.cross else None}
-        if not any(kinds.values()):
+        asked = {"image": lie.image if self._needs.attention else None, "text": lie.text if self._needs.cross else None}
+        kinds = {kind: keys for kind, keys in asked.items() if keys is not None and self._groups_of(layer, kind)}
+        if not kinds:
             return
         # Looked at when the pass is over: asking now would make a GPU wait at every layer.
         self._finite[layer] = query.isfinite().all() & key.isfinite().all()
         scale = query.shape[-1] ** -0.5 if scale is None else scale
         q, k = (x.transpose(1, 2).flatten(2) for x in (query[:, :, lie.queries], key))
-        add = _head_mean_for(q)
+        add = _head_mean_for(q, query.shape[1])
         if mask is not None:  # which the fused kernel does not know
             add = partial(add_head_mean, mask=mask if mask.shape[-2] == 1 else mask[..., lie.queries, :])
         whole = slice(0, k.shape[1])
         joint = None
         for kind, keys in kinds.items():
-            if keys is None:
+            totals = [self._sum(group, kind, lie.size, q, keys) for group in self._groups_of(layer, kind)]
+            if keys == whole and len(totals) == 1:
+                add(totals[0], q, k, query.shape[1], scale)
                 continue
-            total = self._sum(kind, lie.size, q, keys)
+            if joint is None:
+                joint = totals[0].new_zeros(len(q), q.shape[1], k.shape[1])
+                add(joint, q, k, query.shape[1], scale)
+            part = joint[..., keys]
             if keys == whole:
-                add(total, q, k, query.shape[1], scale)
+                for total in totals:
+                    total += part
             else:  # image and text side by side under one softmax: each block is made a distribution again
-                if joint is None:
-                    joint = total.new_zeros(len(q), q.shape[1], k.shape[1])
-                    add(joint, q, k, query.shape[1], scale)
-                total.addcdiv_(joint[..., keys], joint[..., keys].sum(-1, keepdim=True))
+                sums = part.sum(-1, keepdim=True)
+                for total in totals:
+                    total.addcdiv_(part, sums)
 
-    def _sum(self, kind: str, size: Size, queries: Tensor, keys: slice) -> Tensor:
-        """The running sum [B, R, keys] of one kind and size, which one more layer is about to be added to."""
-        self._counts[kind, size] = self._counts.get((kind, size), 0) + 1
-        if size not in self._sums[kind]:
+    def _groups_of(self, layer: str, kind: str) -> list[int]:
+        """The groups that a layer's attention of one kind belongs to."""
+
+        def takes_part(chosen: frozenset[str] | None) -> bool:
+            return chosen is None or (layer in chosen if kind == "image" else in_blocks_of(chosen, layer))
+
+        return [index for index, chosen in enumerate(self._groups) if takes_part(chosen)]
+
+    def _sum(self, group: int, kind: str, size: Size, queries: Tensor, keys: slice) -> Tensor:
+        """A group's running sum [B, R, keys] of one kind and size, which one more layer is about to be added to."""
+        self._counts[group, kind, size] = self._counts.get((group, kind, size), 0) + 1
+        sums = self._sums[group][kind]
+        if size not in sums:
             dtype = torch.promote_types(queries.dtype, torch.float32)
             shape = (len(queries), queries.shape[1], keys.stop - keys.start)
-            self._sums[kind][size] = torch.zeros(shape, dtype=dtype, device=queries.device)
-        return self._sums[kind][size]
+            sums[size] = torch.zeros(shape, dtype=dtype, device=queries.device)
+        return sums[size]
 
     def observation(self) -> Observation:
-        """What was seen, once the pass is over; the recorder is empty afterwards.
+        """What was seen of the first group; see `observations`."""
+        return self.observations()[0]
+
+    def observations(self) -> list[Observation]:
+        """What was seen of each group, once the pass is over; the recorder is empty afterwards.
 
         Raises:
             UserError: the network has attention layers that did not call `scaled_dot_product_attention`, or no
@@ -212,16 +249,19 @@ class Recorder(TorchFunctionMode):
                 f"torch's scaled_dot_product_attention, so their attention cannot be seen: use the model's own "
                 f"attention processors"
             )
-        if self._needs.attention and not self._sums["image"]:
-            raise UserError(f"{network} has no self-attention in transformer blocks: nothing to segment with")
+        for sums, chosen in zip(self._sums, self._groups, strict=True):
+            if self._needs.attention and not sums["image"]:
+                where = "transformer blocks" if chosen is None else ", ".join(sorted(chosen))
+                raise UserError(f"{network} has no self-attention in {where}: nothing to segment with")
         features = {name: self._of_image(name, outputs) for name, outputs in self._outputs.items()}
         self._check_finite(network, features)
-        for kind, maps in self._sums.items():
-            for size, total in maps.items():
-                total.div_(self._counts[kind, size])
+        for group, sums in enumerate(self._sums):
+            for kind, maps in sums.items():
+                for size, total in maps.items():
+                    total.div_(self._counts[group, kind, size])
         grids = {name: self._grid(name, values) for name, values in features.items()}
-        seen = Observation(self._sums["image"], self._sums["text"], grids)
-        self._sums, self._outputs = {"image": {}, "text": {}}, {}
+        seen = [Observation(sums["image"], sums["text"], grids) for sums in self._sums]
+        self._sums, self._outputs = [], {}
         return seen
 
     def _check_finite(self, network: str, features: Mapping[str, Tensor]) -> None:
@@ -307,13 +347,57 @@ def add_head_mean(total: Tensor, q: Tensor, k: Tensor, heads: int, scale: float,
                 rows.add_(probabilities, alpha=1 / heads)
 
 
-def _head_mean_for(queries: Tensor) -> Callable[[Tensor, Tensor, Tensor, int, float], None]:
-    """What adds the head-mean of such queries: on a CUDA device the fused kernel, elsewhere the plain way."""
-    if queries.is_cuda and queries.dtype != torch.float64 and torch.version.cuda and find_spec("triton"):
-        from diffseg.fused import add_head_mean as fused
-
-        return fused
+def _head_mean_for(queries: Tensor, heads: int) -> AddHeadMean:
+    """What adds the head-mean of such queries [B, R, heads * d]: on a CUDA device the fused kernel, if it is right."""
+    if queries.is_cuda and queries.dtype != torch.float64 and torch.version.cuda:
+        return verified(_fused, queries.device, queries.dtype, queries.shape[2] // heads)
     return add_head_mean
+
+
+def _fused() -> AddHeadMean:
+    from diffseg.fused import add_head_mean as fused
+
+    return fused
+
+
+@cache
+def verified(load: Callable[[], AddHeadMean], device: torch.device, dtype: torch.dtype, depth: int) -> AddHeadMean:
+    """A faster `add_head_mean` if a small case comes out right with it, else the plain one, with a warning.
+
+    Tried once a process for each device, precision and number of channels a head: kernels are compiled for each.
+
+    Args:
+        load: gives it; whatever that raises, or it itself, is a reason to go without.
+    """
+    try:
+        wrong = deviation(load(), device, dtype, depth)
+        reason = f"its result is off by {wrong:.2g}" if not wrong <= _TOLERANCE[dtype] else ""
+    except Exception as error:  # of a compiler, a driver, a missing library: the plain way needs none of them
+        reason = (str(error).strip().splitlines() or [""])[0] or type(error).__name__
+    if not reason:
+        return load()
+    kind = str(dtype).removeprefix("torch.")
+    warnings.warn(
+        f"the fused attention kernel is not used on {device} in {kind} ({reason}): the plain way is slower, and right",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return add_head_mean
+
+
+_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-3, torch.bfloat16: 1e-3}  # of the norm of the result
+
+
+def deviation(faster: AddHeadMean, device: torch.device, dtype: torch.dtype, depth: int) -> float:
+    """How far a result of `faster` is from the plain one in float64, as a share of its norm; NaN where it is none."""
+    heads, positions = 3, 150  # more than one tile, and no whole number of them
+    generator = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(2, positions, heads * depth, generator=generator).to(device, dtype) for _ in range(2))
+    total = torch.full((2, positions, positions), 1 / positions, device=device)
+    expected = total.double()
+    add_head_mean(expected, q, k, heads, 2 * depth**-0.5)
+    faster(total, q, k, heads, 2 * depth**-0.5)
+    return float((total - expected).norm() / expected.norm())
 
 
 # --- diffusers' UNets -------------------------------------------------------------------------------------------------
@@ -360,14 +444,16 @@ def capture(
 def unet_layers(unet: nn.Module) -> dict[str, nn.Module]:
     """A diffusers UNet's attention layers by name: self-attention (attn1) and attention to the prompt (attn2).
 
-    A block whose "self"-attention looks at the prompt is left out.
+    In the order of a pass: on the way down, in the middle, on the way up. A block whose "self"-attention looks at the
+    prompt is left out.
     """
     crossing = {".attn1": False, ".attn2": True}
-    return {
+    found = {
         name: module
         for name, module in unet.named_modules()
         if name[-6:] in crossing and crossing[name[-6:]] == module.is_cross_attention
     }
+    return dict(sorted(found.items(), key=lambda item: item[0].startswith("mid_") + 2 * item[0].startswith("up_")))
 
 
 def unet_tokens(layer: str, queries: int, keys: int, size: Size) -> Tokens | None:

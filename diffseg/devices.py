@@ -1,9 +1,11 @@
-"""Where and how exactly things are computed: devices, precisions, guards of float32, sizes of slices. Only torch."""
+"""Where and how exactly things are computed: devices, precisions, guards of float32, memory, slices. Only torch."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -72,6 +74,34 @@ def full_float32() -> Iterator[None]:
     finally:
         for backend, precision in zip(backends, allowed, strict=True):
             backend.fp32_precision = precision
+
+
+def free_bytes(device: torch.device, root: Path = Path("/")) -> int | None:
+    """Memory in bytes that can still be had on a device; None: it does not say.
+
+    root: of the file system in which Linux says so.
+    """
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    free_kib = _stated(root / "proc/meminfo", r"^MemAvailable:\s+(\d+)") if device.type == "cpu" else None
+    if free_kib is None:
+        return None
+    group = root / "sys/fs/cgroup"  # of this process, where a container has limits
+    limit, used = (_stated(group / name, r"^(\d+)$") for name in ("memory.max", "memory.current"))
+    if limit is None or used is None:
+        return free_kib << 10
+    cached = _stated(group / "memory.stat", r"^inactive_file (\d+)$") or 0  # counted as used, but given back
+    return min(free_kib << 10, limit - used + cached)
+
+
+def _stated(file: Path, pattern: str) -> int | None:
+    """The number that a line of a file states; None: there is no such file or line."""
+    try:
+        found = re.search(pattern, file.read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(found[1]) if found else None
 
 
 def slice_bytes(device: torch.device) -> int:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
+from functools import reduce
+from operator import or_
 from typing import Any, TypeVar
 
 import torch
@@ -32,7 +35,7 @@ class Prompt:
 
 
 class Batch:
-    """Images that are passed through a backbone together.
+    """Images that are passed through a backbone together; looks that differ in `layers` alone share one pass.
 
     pixels: float32 [3, H, W] in [-1, 1] of each.
 
@@ -70,8 +73,17 @@ class Batch:
     def __iter__(self) -> Iterator[Observed]:
         return (self[i] for i in range(len(self)))
 
+    def within(self, look: Look) -> Batch:
+        """The same images, looked at like this where a method does not say; all that was seen is shared."""
+        view = copy(self)
+        view.look = look.within(self.look)
+        return view
+
     def once(self, key: Hashable, make: Callable[[], Thing]) -> Thing:
-        """What `make` makes, made when it is first asked for under this key and then kept."""
+        """What `make` makes of the batch's own look, made when it is first asked for under this key and then kept."""
+        return self._once(("once", self.look, key), make)
+
+    def _once(self, key: Hashable, make: Callable[[], Thing]) -> Thing:
         if key not in self._kept:
             self._kept[key] = make()
         return self._kept[key]
@@ -79,13 +91,30 @@ class Batch:
     def seen(self, look: Look = Look()) -> Observation:
         """What a pass has shown; the model runs when that is first asked for."""
         look = look.within(self.look)
-        needs = self._needs.get(look, Needs(attention=True))
-        return self.once(("seen", look), lambda: self._see(look, needs))
+        if ("seen", look) not in self._kept:
+            self._kept |= {("seen", other): seen for other, seen in self._pass(look).items()}
+        return self._kept["seen", look]
+
+    def _pass(self, look: Look) -> dict[Look, Observation]:
+        """What one pass shows for a look, and for all others asked for that differ from it in `layers` alone."""
+        alike = {
+            other: needs
+            for other, needs in self._needs.items()
+            if replace(other, layers=look.layers) == look and ("seen", other) not in self._kept
+        }
+        alike.setdefault(look, Needs(attention=True))
+        mapped = [other for other, needs in alike.items() if needs.attention or needs.cross]
+        first, *rest = mapped or [look]
+        needs = replace(reduce(or_, alike.values()), selections=frozenset(other.layers for other in rest))
+        seen = self._see(first, needs)
+        featured = replace(seen, self_attention={}, cross_attention={})  # for those who want no attention
+        found = {first: seen} | {other: seen.selections[other.layers] for other in rest}
+        return {other: found.get(other, featured) for other in alike}
 
     def attention(self, weights: Weights = None, look: Look = Look()) -> Tensor:
         """Aggregated attention [B, h, w, h, w] for the weights R."""
         look = look.within(self.look)
-        return self.once(("attention", weights, look), lambda: aggregate(self.seen(look).self_attention, weights))
+        return self._once(("attention", weights, look), lambda: aggregate(self.seen(look).self_attention, weights))
 
     def features(self, name: str, look: Look = Look()) -> Tensor:
         """The output [B, C, h, w] of a layer of the backbone."""
@@ -93,13 +122,13 @@ class Batch:
         if name in self._needs.get(look, Needs()).features:
             return self.seen(look).features[name]
         needs = Needs(features=frozenset({name}))
-        return self.once(("features", name, look), lambda: self._see(look, needs).features[name])
+        return self._once(("features", name, look), lambda: self._see(look, needs).features[name])
 
     def distances(self, weights: Weights, anchors: int, look: Look = Look()) -> Tensor:
         """Distances D [B, M*M, h*w] in nats from the maps of the M x M anchors to all maps."""
         look = look.within(self.look)
         key = ("distances", weights, anchors, look)
-        return self.once(key, lambda: anchor_distances(self.attention(weights, look), anchors))
+        return self._once(key, lambda: anchor_distances(self.attention(weights, look), anchors))
 
 
 class Observed:

@@ -178,6 +178,8 @@ def identity_of(experiment: Experiment) -> dict[str, Any]:
     identity |= {"timestep": experiment.look.timestep, "dtype": experiment.dtype}
     if experiment.look.noise is not None:  # so that runs without keep their names
         identity["noise"] = experiment.look.noise
+    if experiment.look.layers is not None:
+        identity["layers"] = experiment.look.layers
     identity["segmenters"] = {name: part.settings for name, part in methods.items()}
     if any(isinstance(part.made, Oracle) for part in methods.values()) and data.made.labelled:
         identity["truth"] = data.made.truth_fingerprint()
@@ -381,6 +383,7 @@ def _score(experiment: Experiment, run: Run) -> Summary:
         "dataset": facts_of(experiment),
         "model": model.name if model else None,
         "timestep": experiment.look.timestep if model else None,
+        **({"layers": experiment.look.layers} if experiment.look.layers is not None else {}),
         "size": run.score_size or data.size,
         "images": len(data) - len(counts.skipped),
         "skipped": counts.skipped,

@@ -144,7 +144,10 @@ def predict(
 def _segmented(
     backbone: Backbone | None, look: Look, images: Sequence[Loaded], segmenters: Mapping[str, Segmenter | Oracle]
 ) -> Iterator[tuple[str, list[np.ndarray]]]:
-    """(name, labels of each image) of every segmenter, from one pass for each look."""
+    """(name, labels of each image) of every segmenter, from one pass for each look.
+
+    Looks that differ in their layers alone share a pass; what a pass has shown is let go before the next.
+    """
 
     def see(asked: Look, needs: Needs) -> Observation:
         assert backbone is not None
@@ -159,9 +162,13 @@ def _segmented(
     assert look.size is not None
     prompts = _prompts(backbone, images)
     pixels = [torch.as_tensor(image.pixels[look.size]) for image in images]
-    batch = Batch(pixels, see, look, needs_by_look(segmenters.values()), prompts=prompts)
+    passes: dict[Look, dict[str, Segmenter | Oracle]] = {}
     for name, segmenter in segmenters.items():
-        yield name, segment(segmenter, batch, [image.truth for image in images])
+        passes.setdefault(replace(segmenter.look.within(look), layers=None), {})[name] = segmenter
+    for alike in passes.values():
+        batch = Batch(pixels, see, look, needs_by_look(alike.values()), prompts=prompts)
+        for name, segmenter in alike.items():
+            yield name, segment(segmenter, batch, [image.truth for image in images])
 
 
 def _prompts(backbone: Backbone | None, images: Sequence[Loaded]) -> list[Prompt] | None:
@@ -180,7 +187,8 @@ def _prompts(backbone: Backbone | None, images: Sequence[Loaded]) -> list[Prompt
 
 
 def segment(segmenter: Segmenter | Oracle, batch: Batch, truths: Sequence[np.ndarray | None]) -> list[np.ndarray]:
-    """Labels int [H, W] of each image; truths: int [H, W] of each, for an oracle."""
+    """Labels int [H, W] of each image, looked at as the segmenter says; truths: int [H, W] of each, for an oracle."""
+    batch = batch.within(segmenter.look)
     if isinstance(segmenter, Oracle):
         told = [truth for truth in truths if truth is not None]
         return [segmenter.segment(image, truth) for image, truth in zip(batch, told, strict=True)]

@@ -21,8 +21,9 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -57,12 +58,13 @@ from diffseg.eval.evaluation import Experiment, MovedError, Part, dataset_line, 
 from diffseg.eval.progress import say
 from diffseg.eval.protocols import Protocol
 from diffseg.eval.runs import Masks, Run
-from diffseg.eval.schema import check_arguments, check_options
+from diffseg.eval.schema import LookOptions, check_arguments, check_options
 from diffseg.eval.show import compare, gallery
 from diffseg.eval.show.published import published_rows
 from diffseg.eval.show.tables import list_command, markdown, sweep_rows, sweep_table
 from diffseg.eval.show.tracker import Tracker
 from diffseg.files import is_file_name, write
+from diffseg.layers import select, short_names
 from diffseg.methods.base import Oracle, Segmenter
 
 CONFIG = "pkg://diffseg.conf"
@@ -95,7 +97,8 @@ def experiment_of(config: dict[str, Any], choices: Mapping[str, str]) -> Experim
         raise UserError(f"published must be one of {', '.join(known)}, or null; got {config['published']!r}")
     if "check" in config["stages"] and not config["reference"]:
         raise UserError("the stage check needs reference=NAME or a file")
-    segmenters, origins = varied(config["segmenters"], config["vary"])
+    model = None if config["labels"] else _model(config["model"], choices["model"], config["dtype"])
+    segmenters, origins = segmenters_of(config, partial(_layers_of, model, config["device"]))
     config = {**config, "segmenters": segmenters}
     for group in ("segmenters", "protocols"):
         for name in config[group]:
@@ -103,18 +106,15 @@ def experiment_of(config: dict[str, Any], choices: Mapping[str, str]) -> Experim
                 raise UserError(f"{group}: {name!r} cannot be the name of a folder: choose a short one without slashes")
     return Experiment(
         dataset=_dataset(config["dataset"], choices["dataset"]),
-        segmenters={
-            name: part(settings, name, f"segmenters.{name}", Segmenter, Oracle)
-            for name, settings in config["segmenters"].items()
-        },
+        segmenters={name: segmenter_of(settings, name) for name, settings in config["segmenters"].items()},
         protocols={
             name: part(settings, name, f"protocols.{name}", Protocol) for name, settings in config["protocols"].items()
         },
         origins=origins,
-        model=None if config["labels"] else _model(config["model"], choices["model"], config["dtype"]),
+        model=model,
         masks=Masks(Path(config["labels"]), config["labels_suffix"]) if config["labels"] else None,
         tracker=make(config["tracker"], "tracker", Tracker),
-        look=Look(config["timestep"], config["noise"]),
+        look=Look(config["timestep"], config["noise"], layers=_frozen(config.get("layers"))),
         prompts=config["prompts"],
         dtype=config["dtype"],
         stages=config["stages"],
@@ -136,6 +136,92 @@ def experiment_of(config: dict[str, Any], choices: Mapping[str, str]) -> Experim
 def part(settings: Any, name: str, node: str, *kinds: type) -> Part:
     """The object that a node of the configuration describes, with what describes it."""
     return Part(make(settings, node, *kinds), name, settings, modules_of(settings))
+
+
+def segmenters_of(
+    config: Mapping[str, Any], layers: Callable[[], Sequence[str]]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The settings of each segmenter by name, with those that `vary` makes, and which each of these was made from.
+
+    layers: gives the names of the model's self-attention layers; asked where each of them is to be tried.
+    """
+
+    def spelt_out(vary: Mapping[str, Any]) -> dict[str, Any]:
+        """With lists in place of `layers: each`: all that take part together (null), then each alone."""
+        lists: dict[str, Any] = {}
+        for key, values in vary.items():
+            if key == "layers" and values == "each":
+                known = layers()
+                chosen = select(_frozen(config.get("layers")), known)
+                values = [None, *([name] for name in known if name in chosen)]
+            lists[key] = spelt_out(values) if isinstance(values, dict) else values
+        return lists
+
+    return varied(config["segmenters"], spelt_out(config["vary"] or {}))
+
+
+def _layers_of(model: Part | None, device: str | list[str]) -> Sequence[str]:
+    """The names of the model's self-attention layers; it is loaded for that, once for this and for prediction."""
+    if model is None:
+        raise UserError("vary.layers: each means each layer of a model, and there is none where labels=DIR is given")
+    devices = devices_of(device)
+    return model.made(devices[0] if len(devices) == 1 else "cpu").self_attention()
+
+
+def segmenter_of(settings: Any, name: str) -> Part:
+    """The segmenter that a node of the configuration describes.
+
+    Settings that its class does not take itself but a `Look` does (timestep, noise, size, layers) say how it looks.
+    """
+    return Part(_method_of(settings, f"segmenters.{name}"), name, settings, modules_of(settings))
+
+
+def _method_of(settings: Any, node: str) -> Segmenter | Oracle:
+    """The method that a node describes, with the methods inside it that it stands on (`of`)."""
+    if not isinstance(settings, dict):
+        return make(settings, node, Segmenter, Oracle)
+    of_look = _look_settings(settings, node)
+    looking = {key: settings[key] for key in of_look if settings.get(key) is not None}
+    check_options(looking, LookOptions, f"{node}.")
+    inner = {key: _method_of(value, f"{node}.{key}") for key, value in settings.items() if _is_method(value)}
+    own = {key: value for key, value in settings.items() if key not in of_look and key not in inner}
+    made = make(own, node, Segmenter, Oracle, **inner)
+    if looking:
+        made.look = replace(made.look, **{key: _frozen(value) for key, value in looking.items()})
+    return made
+
+
+def _is_method(settings: Any) -> bool:
+    """Whether a node of the configuration describes a method."""
+    if not isinstance(settings, dict) or not isinstance(settings.get("_target_"), str):
+        return False
+    made_by = _imported(settings["_target_"], "_target_")
+    return inspect.isclass(made_by) and issubclass(made_by, Segmenter | Oracle)
+
+
+def _look_settings(settings: Mapping[str, Any], node: str) -> list[str]:
+    """The settings of every segmenter that say how it looks, but for those that its class takes itself.
+
+    A method that stands on another one looks as that does.
+    """
+    _check_target(settings, node)
+    made_by = _imported(settings["_target_"], node)
+    if getattr(made_by, "passes", None) not in (Segmenter.passes, Oracle.passes):
+        return []
+    taken = inspect.signature(made_by).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in taken.values())
+    return [] if takes_any else [key for key in LookOptions.model_fields if key not in taken]
+
+
+def _with_looks(settings: Any, name: str, keys: Sequence[str]) -> Any:
+    """Settings of a segmenter with those keys of its look, as null, that are to be varied."""
+    if not isinstance(settings, dict):
+        return settings
+    return {**{key: None for key in _look_settings(settings, f"segmenters.{name}") if key in keys}, **settings}
+
+
+def _frozen(values: list[Any] | None) -> Any:
+    return tuple(values) if isinstance(values, list) else values
 
 
 def _dataset(settings: Any, name: str) -> Part:
@@ -178,17 +264,23 @@ def make(settings: Any, node: str, *kinds: type, **arguments: Any) -> Any:
 
 def _check_call(settings: Any, node: str, more: Mapping[str, Any]) -> None:
     """Refuses a class that is not there and settings that it does not take, before they look like its own error."""
-    target = settings.get("_target_") if isinstance(settings, dict) else None
-    if not isinstance(target, str):
-        raise UserError(f"{node} names no class: it needs _target_, as in {node}._target_=mypkg.Mine; got {settings!r}")
-    if not all(word.isidentifier() for word in target.split(".")):
-        raise UserError(f"{node}._target_ must be a class with its module, as in mypkg.Mine; got {target!r}")
-    made_by = _imported(target, node)
+    made_by = _imported(_check_target(settings, node), node)
+    target = settings["_target_"]
     lacking = sorted(getattr(made_by, "__abstractmethods__", ()))
     if lacking:
         raise UserError(f"{node}: the class {target} must have {' and '.join(lacking)}, too")
     arguments = {key: value for key, value in {**settings, **more}.items() if not key.startswith("_")}
     check_arguments(made_by, arguments, node)
+
+
+def _check_target(settings: Any, node: str) -> str:
+    """The name of the class that a node of the configuration describes an object of."""
+    target = settings.get("_target_") if isinstance(settings, dict) else None
+    if not isinstance(target, str):
+        raise UserError(f"{node} names no class: it needs _target_, as in {node}._target_=mypkg.Mine; got {settings!r}")
+    if not all(word.isidentifier() for word in target.split(".")):
+        raise UserError(f"{node}._target_ must be a class with its module, as in mypkg.Mine; got {target!r}")
+    return target
 
 
 def _imported(target: str, node: str) -> Any:
@@ -266,15 +358,33 @@ def varied(segmenters: dict[str, Any], vary: dict[str, Any] | None) -> tuple[dic
     origins: dict[str, str] = {}
     for name, settings in segmenters.items():
         values = wanted.get(name, {})
-        for key, options in values.items():
-            _check_values(settings, name, key.removeprefix(f"{name}."), options)
-        for chosen in itertools.product(*values.values()):
-            new = ",".join(f"{key}={value_name(value)}" for key, value in zip(values, chosen, strict=True))
+        paths = [key.removeprefix(f"{name}.").split(".") for key in values]
+        settings = _with_looks(settings, name, [path[0] for path in paths])
+        for path, options in zip(paths, values.values(), strict=True):
+            _check_values(settings, name, path, options)
+        for chosen, new in zip(itertools.product(*values.values()), _names_of(values), strict=True):
             tried[new or name] = settings
-            for key, value in zip(values, chosen, strict=True):
-                tried[new] = _with(tried[new], key.removeprefix(f"{name}.").split("."), value)
+            for path, value in zip(paths, chosen, strict=True):
+                tried[new] = _with(tried[new], path, value)
                 origins[new] = name
     return tried, origins
+
+
+def _names_of(values: Mapping[str, Sequence[Any]]) -> list[str]:
+    """The name of each combination of settings: "threshold=0.7,anchors=8"; of layers their short names."""
+
+    def named(key: str, value: Any, short: Mapping[str, str]) -> str:
+        if key.rpartition(".")[2] != "layers":
+            return f"{key}={value_name(value)}"
+        layers = ["all"] if value is None else [short.get(layer, f"{layer}").replace(" ", "-") for layer in value]
+        return f"{key}={'-'.join(layers)}"
+
+    named_layers = [value for key, tried in values.items() if key.rpartition(".")[2] == "layers" for value in tried]
+    short = short_names([layer for value in named_layers for layer in value or [] if isinstance(layer, str)])
+    return [
+        ",".join(named(key, value, short) for key, value in zip(values, chosen, strict=True))
+        for chosen in itertools.product(*values.values())
+    ]
 
 
 def _known(name: str, segmenters: Mapping[str, Any], key: str = "") -> str:
@@ -297,10 +407,10 @@ def _flat_lists(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return flat
 
 
-def _check_values(settings: Any, name: str, key: str, values: Any) -> None:
+def _check_values(settings: Any, name: str, path: Sequence[str], values: Any) -> None:
     """Refuses what is no setting of a segmenter, or no list of values for it."""
-    node = settings
-    for part in key.split("."):
+    node, key = settings, ".".join(path)
+    for part in path:
         if not isinstance(node, dict) or part not in node:
             near = did_you_mean(part, list(node)) if isinstance(node, dict) else ""
             raise UserError(f"vary.{key}: the segmenter {name} has no {key}{near}")

@@ -13,6 +13,12 @@ from pydantic import BaseModel, ConfigDict, Field, PydanticUserError, TypeAdapte
 from diffseg.errors import UserError, did_you_mean
 
 Word = Annotated[str, Field(min_length=1)]
+Timestep = Annotated[int, Field(ge=0, le=999, description="a whole number, 0 to 999")]
+Seed = Annotated[int | None, Field(ge=0, lt=2**63)]
+Chosen = Annotated[  # of a network's self-attention layers
+    list[Word | int] | None,
+    Field(min_length=1, description="a list of names, patterns or positions of self-attention layers, or null"),
+]
 
 
 class Options(BaseModel):
@@ -23,9 +29,10 @@ class Options(BaseModel):
     stages: list[Literal["predict", "score", "report", "check"]] = Field(
         min_length=1, description="a list of some of predict, score, report, check"
     )
-    timestep: int = Field(ge=0, le=999, description="a whole number, 0 to 999")
-    usual_timestep: int = Field(ge=0, le=999, description="a whole number, 0 to 999")
-    noise: int | None = Field(ge=0, lt=2**63, description="a seed, which is a whole number from 0, or null")
+    timestep: Timestep
+    usual_timestep: Timestep
+    noise: Seed = Field(description="a seed, which is a whole number from 0, or null")
+    layers: Chosen = None
     vary: dict[str, Any] | None = Field(description="a mapping of settings to lists of values, or null")
     runs: Word = Field(description="a folder")
     run: Word | None = Field(description="a folder, or null")
@@ -53,18 +60,32 @@ class Options(BaseModel):
     tracker: Any = Field(description="a tracker: tracker=NAME")
 
 
-def check_options(config: Mapping[str, Any]) -> None:
-    """Checks the top level of a resolved configuration.
+class LookOptions(BaseModel):
+    """How one segmenter looks, where it is not as the run does."""
+
+    model_config = ConfigDict(strict=True)
+
+    timestep: Timestep | None = Field(None, description="a whole number, 0 to 999, or null")
+    noise: Seed = Field(None, description="a seed, which is a whole number from 0, or null")
+    size: int | None = Field(None, ge=8, le=8192, description="a whole number of pixels, 8 to 8192, or null")
+    layers: Chosen = None
+
+
+def check_options(config: Mapping[str, Any], form: type[BaseModel] = Options, where: str = "") -> None:
+    """Checks the top level of a resolved configuration; or another part of it, by its form.
+
+    Args:
+        where: of these options in the configuration, with a dot at its end.
 
     Raises:
         UserError: names the first option that is not what it must be.
     """
     try:
-        Options.model_validate(dict(config))
+        form.model_validate(dict(config))
     except ValidationError as error:
         wrong = error.errors()[0]
         name = str(wrong["loc"][0])
-        must = f"{name} must be {Options.model_fields[name].description}"
+        must = f"{where}{name} must be {form.model_fields[name].description}"
         if wrong["type"] == "missing":
             raise UserError(f"{must}; it is missing") from None
         raise UserError(f"{must}; got {config[name]!r}") from None

@@ -91,6 +91,7 @@ class Summary(TypedDict):
     dataset: DatasetFacts
     model: str | None  # None: label maps of others
     timestep: int | None
+    layers: NotRequired[list[str | int]]  # of self-attention that take part, where they were chosen
     size: int  # pixels a side at which maps and truth were compared
     images: int
     skipped: dict[str, str]  # why, by key

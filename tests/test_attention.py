@@ -1,6 +1,7 @@
 """Capturing attention: against a slow computation by diffusers' own textbook processor, and the reference's UNet."""
 
 import copy
+import re
 from collections import defaultdict
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 
-from diffseg.attention import Look, Needs, Recorder, Tokens, add_head_mean, attention_maps, capture
+from diffseg.attention import Look, Needs, Recorder, Tokens, add_head_mean, attention_maps, capture, verified
 from diffseg.errors import UserError
 from diffseg.segmentation import aggregate, merge, to_labels
 from tests.models import UNETS, unet
@@ -262,3 +263,71 @@ def test_features_of_all_queries_are_cut_to_the_image():
         network["layer"](x)
     features = recorder.observation().features["layer"]
     torch.testing.assert_close(features, x[:, 3:].transpose(1, 2).reshape(2, 4, 2, 3), rtol=0, atol=0)
+
+
+# --- faster kernels ---------------------------------------------------------------------------------------------------
+
+CPU = torch.device("cpu")
+
+
+def off_by(factor):
+    """A kernel that adds the right result times a factor."""
+
+    def kernel(total, q, k, heads, scale):
+        part = torch.zeros_like(total)
+        add_head_mean(part, q, k, heads, scale)
+        total += part * factor
+
+    return kernel
+
+
+def overwriting(total, q, k, heads, scale):
+    total.zero_()
+    add_head_mean(total, q, k, heads, scale)
+
+
+def failing(total, q, k, heads, scale):
+    raise RuntimeError("ptxas: out of registers\nand much more")
+
+
+def missing():
+    raise ImportError("No module named 'triton'")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_a_right_kernel_is_used(dtype, recwarn):
+    kernel = off_by(1)
+    assert verified(lambda: kernel, CPU, dtype, 40) is kernel
+    assert not recwarn
+
+
+@pytest.mark.parametrize(
+    ("load", "reason"),
+    [
+        (lambda: off_by(1.01), "its result is off by"),
+        (lambda: off_by(float("nan")), "its result is off by nan"),
+        (lambda: overwriting, "its result is off by"),
+        (lambda: failing, r"ptxas: out of registers\)"),
+        (missing, "No module named 'triton'"),
+    ],
+    ids=["wrong", "nan", "overwriting", "failing", "missing"],
+)
+def test_a_kernel_that_is_wrong_or_fails_gives_way_with_one_warning(load, reason, recwarn):
+    for _ in range(2):
+        assert verified(load, CPU, torch.float32, 8) is add_head_mean
+    (warning,) = recwarn
+    assert re.search(reason, str(warning.message))
+    assert "\n" not in str(warning.message)
+
+
+def test_kernels_are_verified_for_each_number_of_channels():
+    asked = []
+
+    def load():
+        return lambda total, q, k, heads, scale: (
+            asked.append(q.shape[2] // heads) or add_head_mean(total, q, k, heads, scale)
+        )
+
+    for depth in (40, 80, 40):
+        verified(load, CPU, torch.float32, depth)
+    assert asked == [40, 80]

@@ -46,7 +46,7 @@ def test_a_whole_pass_with_the_fused_kernels_is_the_plain_one(monkeypatch, dtype
     model = DiffusionModel.from_pretrained("mini", device="cuda", dtype=dtype)
     pixels = torch.stack([image_to_pixels(scene(TEST_SEED, i).image) for i in range(2)])
     fused = model.observe(pixels, Needs(attention=True, cross=True), Look(100))
-    monkeypatch.setattr("diffseg.attention._head_mean_for", lambda queries: add_head_mean)
+    monkeypatch.setattr("diffseg.attention._head_mean_for", lambda queries, heads: add_head_mean)
     plain = model.observe(pixels, Needs(attention=True, cross=True), Look(100))
     for kind in ("self_attention", "cross_attention"):
         for size, expected in getattr(plain, kind).items():

@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from diffseg.eval.show.ablations import Usual, ablation_in, read_ablations, usual_value, weights_name
+from diffseg.eval.show.ablations import Crossed, Usual, ablation_in, read_ablations, usual_value, weights_name
 from diffseg.eval.show.drawing import (
     Shown,
     by_weights,
     curves,
+    drawn,
     gallery,
     inline_svg,
     observe,
@@ -170,14 +171,14 @@ def test_bad_inputs_are_one_sentence(tmp_path):
 # --- curves -----------------------------------------------------------------------------------------------------------
 
 
-def drawn(figure):
+def panels_of(figure):
     """{panel's title: its Axes}."""
     return {axes.get_title("left"): axes for axes in figure.axes}
 
 
 def test_a_curve_is_what_the_summary_says():
     ablation = ablation_from(*({"threshold": t} for t in (1.1, 0.2, 0.9)))
-    panels = drawn(curves(ablation))
+    panels = panels_of(curves(ablation))
     assert list(panels) == ["accuracy (%)", "mIoU (%)", "segments per image"]
     expected = {"accuracy (%)": [22, 24, 20], "mIoU (%)": [11, 12, 10], "segments per image": [20, 40 / 3, 40]}
     for title, axes in panels.items():
@@ -217,6 +218,57 @@ def test_categories_are_rows_with_names_and_the_default_marked():
     assert low > high  # the first on top
     assert accuracy.patches[0].get_y() == -0.5
     assert figure.legends[0].texts[0].get_text() == "the default: proportional"
+
+
+# --- heat maps --------------------------------------------------------------------------------------------------------
+
+LAYERS = [None, *([f"up_blocks.{i}.attentions.0.attn1"] for i in range(3))]
+
+
+def test_two_settings_that_vary_are_a_heat_map():
+    """Each value of the one with each of the other, in any order; numbers in the columns, rising."""
+    tried = [{"timestep": t, "layers": layers} for t in (300, 50) for layers in LAYERS]
+    crossed = ablation_from(*tried)
+    assert isinstance(crossed, Crossed)
+    assert (crossed.rows.key, crossed.columns.key, crossed.columns.values) == ("layers", "timestep", (50, 300))
+    assert crossed.title == "scenes, 8 images; mini"
+    assert (crossed.name, crossed.label) == ("layers-timestep", "attention layers and time step t")
+    figure = drawn(crossed)
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["all", "layer 0", "layer 1", "layer 2"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["50", "300"]
+    cells = [[14.0 + i, 10.0 + i] for i in range(4)]  # mIoU rises by 1 % from setting to setting
+    np.testing.assert_allclose(axes.collections[0].get_array(), cells)
+    assert [text.get_text() for text in axes.texts] == [f"{value:.1f}" for row in cells for value in row]
+    (frame,) = axes.patches
+    assert frame.get_xy() == (0, 3)
+    assert "<image" not in inline_svg(figure)
+
+
+def test_what_is_not_scored_is_an_empty_cell():
+    summary = summary_of(*({"anchors": a, "iterations": i} for a in (4, 8) for i in (1, 2)))
+    for scores in summary["segmenters"].values():
+        scores["miou"] = None
+    (axes,) = drawn(ablation_in(summary)).axes
+    assert {text.get_text() for text in axes.texts} == {""}
+    assert not axes.patches
+
+
+def test_two_settings_without_all_their_combinations_are_no_heat_map(tmp_path):
+    for tried in ([(4, 1), (8, 2)], [(4, 1), (4, 2), (8, 1)], [(4, 1), (4, 2), (8, 1), (8, 2), (8, 2)]):
+        assert ablation_from(*({"anchors": a, "iterations": i} for a, i in tried)) is None
+    three = [{"anchors": a, "iterations": i, "threshold": i / 2 + a} for a in (4, 8) for i in (1, 2)]
+    assert ablation_from(*three) is None
+
+
+def test_layers_have_short_names_and_all_is_the_default(tmp_path):
+    found = ablation_from(*({"layers": layers} for layers in [*LAYERS, [-1], ["up*", 3]]))
+    assert [found.text(v) for v in found.values] == ["all", "layer 0", "layer 1", "layer 2", "-1", "up*, 3"]
+    assert found.usual == Usual(None, "the default")
+    assert "accuracy (%)" in panels_of(drawn(found))
+    runs = [save_run(tmp_path / layers[0], summary_of({}, layers=layers)) for layers in (["up"], ["mid"])]
+    (found,) = read_ablations(runs)
+    assert (found.key, found.values) == ("layers", (("up",), ("mid",)))
 
 
 def test_files_are_the_same_each_time_and_named_by_what_they_show(tmp_path):

@@ -62,3 +62,14 @@ def test_compiles_for_real_gpus_without_spilling():
     for kernel in kernels:
         assert kernel["shared"] <= room[kernel["capability"]], kernel
         assert kernel["spilled"] <= 128, kernel  # bytes; a spilling tile has thousands
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 1e-3)], ids=str)
+@pytest.mark.parametrize("depth", [40, 80])
+def test_passes_its_own_check(dtype, tolerance, depth):
+    from diffseg.attention import deviation
+    from diffseg.fused import add_head_mean
+
+    if VERSION < (3, 4) and not CUDA and numpy.lib.NumpyVersion(numpy.__version__) >= "2.4.0":
+        pytest.skip("the interpreter of this Triton needs NumPy before 2.4")
+    assert deviation(add_head_mean, torch.device("cuda" if CUDA else "cpu"), dtype, depth) <= tolerance

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,8 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from diffseg.attention import Look, Needs, Observation, Recorder, Size, Tokens
+from diffseg.devices import free_bytes
 from diffseg.errors import UserError
 from diffseg.files import content_hashes
+from diffseg.layers import select
 
 EMBEDDED = {"mini": Path(__file__).parents[1] / "mini" / "weights"}
 PAPER_TIMESTEP = 300
@@ -66,6 +68,14 @@ class Backbone(ABC):
     def forward(self, images: Tensor, look: Look, prompts: Sequence[str]) -> None:
         """One pass. images: [B, 3, H, W] in [-1, 1]; look: its timestep is set; prompts: one for each image."""
 
+    def grid(self, layer: str, size: Size) -> Size | None:
+        """(h, w) of a self-attention layer's maps for images of size (H, W) in pixels; None: unknown before a pass."""
+        return None
+
+    def self_attention(self) -> Sequence[str]:
+        """The names of the layers in which the image looks at itself, in the order of a pass: what `layers` means."""
+        return list(self.layers())
+
     def aliases(self) -> Mapping[str, str]:
         """Layers that methods ask for without knowing the network -> their names in it.
 
@@ -105,16 +115,51 @@ class Backbone(ABC):
 
         Raises:
             UserError: a layer that does not exist, or attention that cannot be seen.
+
+        Returns:
+            What was seen of the look's layers; of other selections that are asked for, in its `selections`.
         """
         timestep = self.defaults.get("timestep", PAPER_TIMESTEP) if look.timestep is None else look.timestep
-        look = Look(int(timestep), look.noise, look.prompted, look.size)
+        look = replace(look, timestep=int(timestep))
+        selections = list(dict.fromkeys([look.layers, *needs.selections]))
+        groups = [None if layers is None else select(layers, self.self_attention()) for layers in selections]
         tokens = partial(self.tokens, size=(images.shape[2], images.shape[3]))
+        if needs.attention:
+            self._check_memory(groups, (images.shape[2], images.shape[3]), len(images))
         names = {asked: self.aliases().get(asked, asked) for asked in needs.features}
         needs = replace(needs, features=frozenset(names.values()))
-        with Recorder(self.network, self.layers(), tokens, needs) as recorder:
+        with Recorder(self.network, self.layers(), tokens, needs, groups) as recorder:
             self.forward(images, look, prompts or [""] * len(images))
-        seen = recorder.observation()
-        return replace(seen, features={asked: seen.features[name] for asked, name in names.items()})
+        seen = recorder.observations()
+        features = {asked: seen[0].features[name] for asked, name in names.items()}
+        first, *rest = (replace(one, features=features) for one in seen)
+        return replace(first, selections=dict(zip(selections[1:], rest, strict=True)))
+
+    def _check_memory(self, groups: Sequence[frozenset[str] | None], size: Size, count: int) -> None:
+        """Refuses a pass whose maps would not fit, where the backbone knows their sizes before.
+
+        Args:
+            groups: of layers, whose maps are kept apart. size: (H, W) of the images in pixels. count: of images.
+        """
+        grids = {layer: grid for layer in self.self_attention() if (grid := self.grid(layer, size))}
+        free = free_bytes(self.device) if grids else None
+        if free is None:
+            return
+        in_groups = ({grids[layer] for layer in grids if chosen is None or layer in chosen} for chosen in groups)
+        needed = sum(maps_bytes(sizes, count) for sizes in in_groups)
+        if needed > free:
+            h, w = max(grids.values(), key=math.prod)
+            raise UserError(
+                f"attention at {h} x {w} positions of {count} image{'s' * (count > 1)} takes about "
+                f"{needed / (1 << 30):.1f} GiB and {free / (1 << 30):.1f} GiB are free on {self.device}: choose a "
+                f"smaller size (dataset.size) or batch_size, fewer selections of layers, or another device"
+            )
+
+
+def maps_bytes(grids: Collection[Size], count: int) -> int:
+    """What the maps [count, h*w, h*w] of each of these sizes, and their aggregate of the finest, take in float32."""
+    positions = [h * w for h, w in grids]
+    return 4 * count * (sum(n * n for n in positions) + max(positions, default=0) ** 2)
 
 
 def recommended(name: str) -> dict[str, Any]:

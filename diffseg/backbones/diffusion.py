@@ -98,6 +98,19 @@ class DiffusionModel(LatentModel):
         """The UNet's self-attention (attn1) and attention to the prompt (attn2)."""
         return unet_layers(self.network)
 
+    def grid(self, layer: str, size: Size) -> Size:
+        """The size of the latents, halved at each level on the way down, rounding up."""
+        place, _, level = layer.partition(".")
+        deepest = len(self.pipeline.unet.config.block_out_channels) - 1
+        number = int(level.partition(".")[0]) if place != "mid_block" else 0
+        halvings = {"down_blocks": number, "up_blocks": deepest - number}.get(place, deepest)
+        h, w = (side // self._shrinks for side in size)
+        return -(-h // 2**halvings), -(-w // 2**halvings)
+
+    def self_attention(self) -> Sequence[str]:
+        """The UNet's attn1."""
+        return [name for name in self.layers() if name.endswith(".attn1")]
+
     def tokens(self, layer: str, queries: int, keys: int, size: Size) -> Tokens | None:
         """Row by row, at the size of the latents or halved."""
         return unet_tokens(layer, queries, keys, (size[0] // self._shrinks, size[1] // self._shrinks))

@@ -138,8 +138,9 @@ def proposals_of(
     thresholds: in place of the settings'.
     """
     attention = batch.attention(settings.weights, look)
-    distances = batch.distances(settings.weights, settings.anchors, look)
-    merged = merge_batch(attention, settings.anchors, thresholds or settings.threshold, distances)
+    anchors = _fitting(settings.anchors, attention, look.within(batch.look))
+    distances = batch.distances(settings.weights, anchors, look)
+    merged = merge_batch(attention, anchors, thresholds or settings.threshold, distances)
     return [refine(a, p) for a, p in zip(attention, merged, strict=True)] if settings.refine else merged
 
 
@@ -148,9 +149,15 @@ def proposals(
 ) -> Tensor:
     """`proposals_of` for one image of a batch."""
     attention = image.attention(settings.weights, look)
-    distances = image.distances(settings.weights, settings.anchors, look)
-    (merged,) = merge_batch(attention[None], settings.anchors, thresholds or settings.threshold, distances[None])
+    anchors = _fitting(settings.anchors, attention, look.within(image.batch.look))
+    distances = image.distances(settings.weights, anchors, look)
+    (merged,) = merge_batch(attention[None], anchors, thresholds or settings.threshold, distances[None])
     return refine(attention, merged) if settings.refine else merged
+
+
+def _fitting(anchors: int, attention: Tensor, look: Look) -> int:
+    """M; of layers that were chosen, which may all be coarse, no more than their maps have positions a side."""
+    return anchors if look.layers is None else min(anchors, *attention.shape[-2:])
 
 
 def labels_of(merged: Tensor, size: Size) -> tuple[Tensor, Tensor]:

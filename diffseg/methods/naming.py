@@ -7,6 +7,7 @@ pixels attend to most; segments of one class become one.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -34,12 +35,13 @@ class Naming(Segmenter):
             raise UserError(f"of must be a method whose segments are to be named, got {type(of).__name__}")
         check_voting(voting)
         self.of, self.voting = of, voting
-        self.look, self.needs = Look(prompted=True), Needs(cross=True)
+        self.look, self.needs = of.look, of.needs
+        self.prompted = replace(of.look, prompted=True)  # the second look, which names come from
 
     def passes(self) -> Mapping[Look, Needs]:
         """Those of the method, and one with the prompt."""
         asked = dict(self.of.passes())
-        return asked | {self.look: asked.get(self.look, Needs()) | self.needs}
+        return asked | {self.prompted: asked.get(self.prompted, Needs()) | Needs(cross=True)}
 
     @torch.no_grad()
     def segment(self, image: Observed) -> np.ndarray:
@@ -48,7 +50,7 @@ class Naming(Segmenter):
         if not prompt.tokens:
             return np.full(image.size, prompt.unnamed)
         segments = np.unique(self.of.segment(image), return_inverse=True)[1].reshape(image.size)
-        scores = vote(segments, noun_maps(image.cross_attention(self.look), prompt.tokens, image.size), self.voting)
+        scores = vote(segments, noun_maps(image.cross_attention(self.prompted), prompt.tokens, image.size), self.voting)
         return np.array(prompt.classes)[scores.argmax(1)][segments]
 
 

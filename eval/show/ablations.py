@@ -1,13 +1,15 @@
 """What scored runs vary, found by comparing their settings; the data behind the curves of `diffseg.eval.show.figures`.
 
 An ablation is one key that varies (the threshold, the weights R, the time step ...), all else being equal: within a
-run, which tried many settings in one pass, or over several runs, such as the jobs of a sweep.
+run, which tried many settings in one pass, or over several runs, such as the jobs of a sweep. Two keys make one where
+each value of the one was tried with each of the other.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from diffseg.errors import UserError
 from diffseg.eval.runs import find_run, in_a_line
 from diffseg.eval.score import Summary, read_summary
 from diffseg.files import is_file_name
+from diffseg.layers import short_names
 
 _METHOD = "diffseg.methods.merging.Merging"
 
@@ -80,17 +83,55 @@ class Ablation:
     @property
     def title(self) -> str:
         """On what it was measured: "scenes, 64 images; mini, t = 100"."""
-        fixed = self.fixed
-        data = [f"{fixed['data']}, {fixed['images']} images"] if {"data", "images"} <= set(fixed) else []
-        model = [str(fixed["model"]).rpartition("/")[2]] if fixed.get("model") else []
-        timestep = [f"t = {fixed['timestep']}"] if fixed.get("timestep") is not None else []
-        return "; ".join(filter(None, [*data, ", ".join(model + timestep)]))
+        return _title(self.fixed)
 
     def text(self, value: Any) -> str:
         """A value in words."""
         if self.key == "weights":
             return weights_name(value, _resolutions(value, self.fixed.get("size")))
+        if self.key == "layers":
+            return _layers_name(value, self.values)
         return value_text(value)
+
+
+@dataclass(frozen=True)
+class Crossed:
+    """Two keys that vary, each value of the one with each of the other.
+
+    rows, columns: the two as ablations, with the metrics of the other's first value. found: metrics by (row, column).
+    """
+
+    rows: Ablation
+    columns: Ablation
+    found: dict[tuple[Any, Any], dict[str, Any]]
+
+    @property
+    def fixed(self) -> dict[str, Any]:
+        """The settings that do not vary."""
+        return {key: value for key, value in self.rows.fixed.items() if key != self.columns.key}
+
+    @property
+    def name(self) -> str:
+        """The keys as a file's name has them."""
+        return f"{self.rows.name}-{self.columns.name}"
+
+    @property
+    def label(self) -> str:
+        """The keys in words."""
+        return f"{self.rows.label} and {self.columns.label}"
+
+    @property
+    def title(self) -> str:
+        """On what it was measured."""
+        return _title(self.fixed)
+
+
+def _title(fixed: Mapping[str, Any]) -> str:
+    data = [f"{fixed['data']}, {fixed['images']} images"] if {"data", "images"} <= set(fixed) else []
+    model = [str(fixed["model"]).rpartition("/")[2]] if fixed.get("model") else []
+    timestep = [f"t = {fixed['timestep']}"] if fixed.get("timestep") is not None else []
+    noise = ["with noise"] if fixed.get("noise") is not None else []
+    return "; ".join(filter(None, [*data, ", ".join(model + timestep + noise)]))
 
 
 _LABELS = {
@@ -98,6 +139,7 @@ _LABELS = {
     "anchors": "anchors M, of M × M",  # noqa: RUF001
     "iterations": "iterations N",
     "timestep": "time step t",
+    "layers": "attention layers",
     "weights": "weights R",
     "refine": "refinement (k-means)",
 }
@@ -122,6 +164,12 @@ def weights_name(weights: Sequence[float] | None, resolutions: Sequence[Any]) ->
     if len(used) == 1:
         return f"{used[0]} only"
     return "equal" if len(set(weights)) == 1 else " : ".join(f"{w:g}" for w in weights)
+
+
+def _layers_name(chosen: Sequence[Any] | None, tried: Sequence[Sequence[Any] | None]) -> str:
+    """A selection of layers in words, as short as those beside it allow: "all", "up 1.0"."""
+    short = short_names([name for layers in tried for name in layers or () if isinstance(name, str)])
+    return "all" if chosen is None else ", ".join(short.get(layer, str(layer)) for layer in chosen)
 
 
 def _resolutions(weights: Sequence[float] | None, size: int | None) -> list[str]:
@@ -149,13 +197,22 @@ def candidates(summary: Summary, dataset: Any = None) -> list[Candidate]:
         "data": facts["name"] + (f" ({facts['note']})" if facts["note"] else ""),
         "model": summary["model"],
         "timestep": summary["timestep"],
+        "layers": summary.get("layers"),
         "size": facts["size"],
         "scored at": summary["size"],
         "images": summary["images"],
         "data set": dataset,
     }
     scores = summary["segmenters"].values()
-    return [Candidate({**row["settings"], **run}, dict(row), facts["paper_threshold"]) for row in scores]
+    return [
+        Candidate({**row["settings"], **run, **_own_look(row["settings"])}, dict(row), facts["paper_threshold"])
+        for row in scores
+    ]
+
+
+def _own_look(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a segmenter's settings say of how it looks, which comes before what the run says."""
+    return {key: settings[key] for key in ("timestep", "layers") if settings.get(key) is not None}
 
 
 def varying(tried: Sequence[Candidate]) -> list[str]:
@@ -164,11 +221,11 @@ def varying(tried: Sequence[Candidate]) -> list[str]:
     return [key for key in keys if any(c.settings.get(key) != tried[0].settings.get(key) for c in tried)]
 
 
-def ablation_of(tried: Sequence[Candidate], where: str = "these runs") -> Ablation:
+def ablation_of(tried: Sequence[Candidate], where: str = "these runs") -> Ablation | Crossed:
     """The ablation that candidates make, of the first one's kind; others beside it (baselines, controls) are left out.
 
     Raises:
-        UserError: nothing varies, several keys do, or a value occurs twice.
+        UserError: nothing varies, more than two keys do, or two without all their combinations; a value occurs twice.
     """
     group = _first_kind(tried)
     keys = varying(group)
@@ -178,9 +235,32 @@ def ablation_of(tried: Sequence[Candidate], where: str = "these runs") -> Ablati
             f"nothing varies in {where} (one setting{times}): give a run of an ablation, such as "
             f"experiment=ablation_threshold, or runs that differ in one setting"
         )
+    if len(keys) == 2 and _is_crossed(keys, group):
+        return _crossed(keys, group, where)
     if len(keys) > 1:
-        raise UserError(f"{' and '.join(keys)} vary at once in {where}: a curve shows one key, all else being equal")
+        raise UserError(
+            f"{' and '.join(keys)} vary at once in {where}: a curve shows one key, all else being equal; a heat map "
+            f"two, each value of the one with each of the other"
+        )
     return _made(keys[0], group, where)
+
+
+def _is_crossed(keys: Sequence[str], group: Sequence[Candidate]) -> bool:
+    """Whether each value of the one key occurs with each of the other, once."""
+    tried = [[repr(c.settings.get(key)) for key in keys] for c in group]
+    pairs = set(map(tuple, tried))
+    return len(pairs) == len(tried) == math.prod(len(set(values)) for values in zip(*tried, strict=True))
+
+
+def _crossed(keys: Sequence[str], group: Sequence[Candidate], where: str) -> Crossed:
+    """Two keys: in the columns one that has numbers."""
+    numeric = [all(is_number(c.settings.get(key)) for c in group) for key in keys]
+    row, column = keys if numeric[1] or not numeric[0] else keys[::-1]
+    first = group[0].settings
+    rows = _made(row, [c for c in group if c.settings.get(column) == first.get(column)], where)
+    columns = _made(column, [c for c in group if c.settings.get(row) == first.get(row)], where)
+    found = {tuple(_frozen(c.settings.get(key)) for key in (row, column)): c.found for c in group}
+    return Crossed(rows, columns, found)
 
 
 def _first_kind(tried: Sequence[Candidate]) -> list[Candidate]:
@@ -216,6 +296,8 @@ def usual_value(key: str, fixed: dict[str, Any], paper_threshold: float | None) 
     own = recommended(fixed.get("model") or "")
     if key in own:
         return Usual(own[key], "the model's own")
+    if key == "layers":
+        return Usual(None, "the default")
     paper = {"threshold": paper_threshold, "timestep": PAPER_TIMESTEP}
     if key in paper:
         return None if paper[key] is None else Usual(paper[key], "the paper's")
@@ -223,8 +305,8 @@ def usual_value(key: str, fixed: dict[str, Any], paper_threshold: float | None) 
     return Usual(_frozen(defaults[key]), "the default") if key in defaults else None
 
 
-def ablation_in(summary: Summary) -> Ablation | None:
-    """The ablation that a run is; None where its segmenters do not differ in just one key."""
+def ablation_in(summary: Summary) -> Ablation | Crossed | None:
+    """The ablation that a run is; None where its segmenters do not differ in just one key, or two that are crossed."""
     try:
         return ablation_of(candidates(summary))
     except UserError:
@@ -234,7 +316,7 @@ def ablation_in(summary: Summary) -> Ablation | None:
 # --- on disk ----------------------------------------------------------------------------------------------------------
 
 
-def read_ablations(folders: Sequence[Path], score_size: int | None = None) -> list[Ablation]:
+def read_ablations(folders: Sequence[Path], score_size: int | None = None) -> list[Ablation | Crossed]:
     """The ablations of runs on disk: one of each run that varies something by itself, and one of all others together.
 
     Args:

@@ -25,7 +25,7 @@ from diffseg.attention import Maps
 from diffseg.errors import UserError
 from diffseg.eval.granularity import Granularity
 from diffseg.eval.score import Summary
-from diffseg.eval.show.ablations import Ablation, weights_name
+from diffseg.eval.show.ablations import Ablation, Crossed, weights_name
 from diffseg.eval.show.worth import headline_values, metric_label
 from diffseg.files import write
 from diffseg.images import overlay, palette, write_names
@@ -84,6 +84,50 @@ def _figure(height: float, width: float = _WIDTH) -> Figure:
 
 
 # --- curves -----------------------------------------------------------------------------------------------------------
+
+
+def drawn(ablation: Ablation | Crossed) -> Figure:
+    """Curves over the key that varies; a heat map where two do."""
+    return heat_map(ablation) if isinstance(ablation, Crossed) else curves(ablation)
+
+
+def heat_map(crossed: Crossed) -> Figure:
+    """mIoU over the values of two keys that vary, a cell for each pair; the best is framed."""
+    rows, columns = crossed.rows, crossed.columns
+    miou = np.array([[crossed.found[r, c]["miou"] for c in columns.values] for r in rows.values], float) * 100
+    with _style():
+        figure = _figure(1.0 + 0.24 * len(rows.values))
+        axes = figure.subplots()
+        mesh = axes.pcolormesh(miou, cmap="viridis", edgecolor="white", linewidth=0.5)
+        axes.set_yticks(np.arange(len(rows.values)) + 0.5, [rows.text(value) for value in rows.values])
+        axes.set_xticks(np.arange(len(columns.values)) + 0.5, [columns.text(value) for value in columns.values])
+        axes.set_ylabel(rows.label)
+        axes.set_xlabel(columns.label)
+        axes.invert_yaxis()
+        axes.grid(visible=False)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        best = np.unravel_index(np.nanargmax(miou), miou.shape) if np.isfinite(miou).any() else None
+        if len(columns.values) <= 24:  # else the numbers would touch
+            for (row, column), value in np.ndenumerate(miou):
+                shade = mesh.to_rgba(value)
+                axes.text(
+                    column + 0.5,
+                    row + 0.5,
+                    "" if math.isnan(value) else f"{value:.1f}",
+                    ha="center",
+                    va="center",
+                    fontweight="bold" if (row, column) == best else "normal",
+                    color="white" if np.dot(shade[:3], (0.299, 0.587, 0.114)) < 0.5 else "black",
+                )
+        if best is not None:
+            from matplotlib.patches import Rectangle
+
+            corner = int(best[1]), int(best[0])
+            axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=_MARKS[1], linewidth=2.5))
+        title = "; ".join(filter(None, ["mIoU (%)", crossed.title]))
+        figure.suptitle(title, x=0.005, ha="left", fontsize=9, color=_MUTED)
+    return figure
 
 
 def curves(ablation: Ablation) -> Figure:

@@ -1,6 +1,7 @@
 """Figures of runs and of the method: `python -m diffseg.eval.show.figures curves | protocols | granularity | ...`.
 
-curves RUN...              accuracy, mIoU and segments over what the runs vary, one figure for each ablation
+curves RUN...              accuracy, mIoU and segments over what the runs vary, one figure for each ablation; where two
+                           settings vary, a heat map
 protocols RUN              the same label maps under every protocol
 granularity RUN...         metrics over the number of segments, for runs that varied a setting
 overview PHOTO             attention, aggregation, merging and segments of one photo
@@ -23,11 +24,11 @@ from diffseg.datasets.scenes import TEST_SEED, scene
 from diffseg.errors import UserError
 from diffseg.eval.runs import find_run
 from diffseg.eval.score import read_summary
-from diffseg.eval.show.ablations import Ablation, read_ablations
+from diffseg.eval.show.ablations import Ablation, Crossed, read_ablations
 from diffseg.eval.show.drawing import (
     Shown,
     by_weights,
-    curves,
+    drawn,
     gallery,
     granularities,
     observe,
@@ -65,17 +66,17 @@ def _curves(
     ),
     score_size: Annotated[int | None, typer.Option(help="Of scores at another size (score_size=...).")] = None,
 ) -> None:
-    """Accuracy, mIoU and segments over what the runs vary: one figure for each ablation."""
+    """Accuracy, mIoU and segments over what the runs vary: one figure for each ablation; of two keys a heat map."""
     with one_sentence("figures"):
         found = read_ablations(runs, score_size)
         names = [out / f"{file_name(a)}.svg" for a in found] if not out.suffix else [out]
         if len(set(names)) < len(found):
             raise UserError(f"{len(found)} ablations would be written as {names[-1]}: draw them one at a time")
         for ablation, path in zip(found, names, strict=True):
-            _write(curves(ablation), path)
+            _write(drawn(ablation), path)
 
 
-def file_name(ablation: Ablation) -> str:
+def file_name(ablation: Ablation | Crossed) -> str:
     """DATASET-MODEL-KEY of an ablation, without what a file's name cannot have."""
     data, model = ablation.fixed.get("data", ""), str(ablation.fixed.get("model") or "").rpartition("/")[2]
     parts = (data.partition(" (")[0], model, ablation.name)

@@ -74,7 +74,7 @@ def write_report(run: Run, dataset: Dataset, summary: Summary, protocol: Protoco
         published=beside if is_whole(summary) else [],
         sources=SOURCES,
         ablation=ablation,
-        curve=_drawn("curves", ablation) if ablation else "",
+        curve=_drawn("drawn", ablation) if ablation else "",
         worth=worth_table(summary) if worth else None,
         protocols=_drawn("protocols", summary) if worth else "",
         differences=differences_table(summary) if len(summary["segmenters"]) > 1 else None,
@@ -107,8 +107,8 @@ def _config(run: Run) -> str:
 
 
 def is_whole(summary: Summary) -> bool:
-    """Whether it is of exactly the images that published numbers are of: no part of them, none left out."""
-    return not summary["dataset"]["note"] and not summary["skipped"]
+    """Whether it is of exactly what published numbers are of: all images, none left out, and all attention layers."""
+    return not summary["dataset"]["note"] and not summary["skipped"] and "layers" not in summary
 
 
 def _drawn(figure: str, data: Any) -> str:

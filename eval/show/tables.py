@@ -56,6 +56,7 @@ def paper_table(benchmark: str, runs: Iterable[Summary]) -> pd.DataFrame:
         and not s["dataset"]["note"]
         and not s["skipped"]
         and s["model"] == PAPER_MODEL
+        and "layers" not in s
     ]
     ours = {
         (PAPER_METHODS.get(name, name), rule, s["size"]): scores
@@ -94,14 +95,15 @@ def measured_table(runs: Iterable[Summary], model: str) -> pd.DataFrame:
         for name, scores in s["segmenters"].items():
             settings = scores["settings"]
             place = (data, s["images"], s["size"], s["timestep"])
+            layers = f", layers {', '.join(map(str, s['layers']))}" if "layers" in s else ""
             unit = " of the median distance" if settings.get("relative") else ""
-            rows[(*place, s["protocol"], name, json.dumps(settings, sort_keys=True))] = {
+            rows[(*place, s["protocol"], name + layers, json.dumps(settings, sort_keys=True))] = {
                 "data": data,
                 "images": s["images"],
                 "size": s["size"],
                 "t": s["timestep"],
                 "protocol": s["protocol"],
-                "segmenter": f"{name} (told {scores['told']})" if scores["told"] else name,
+                "segmenter": name + layers + (f" (told {scores['told']})" if scores["told"] else ""),
                 "threshold": f"{settings['threshold']}{unit}" if "threshold" in settings else "",
                 "accuracy": percent(scores, "accuracy"),
                 "accuracy interval": interval(scores, "accuracy"),
