@@ -58,7 +58,7 @@ from diffseg.eval.evaluation import Experiment, MovedError, Part, dataset_line, 
 from diffseg.eval.progress import say
 from diffseg.eval.protocols import Protocol
 from diffseg.eval.runs import Masks, Run
-from diffseg.eval.schema import LookOptions, check_arguments, check_options
+from diffseg.eval.schema import LookOptions, check_arguments, check_options, takes
 from diffseg.eval.show import compare
 from diffseg.eval.show.published import published_rows
 from diffseg.eval.show.tables import list_command, markdown, sweep_rows, sweep_table
@@ -176,10 +176,8 @@ def segmenter_of(settings: Any, name: str) -> Part:
 
 def _look_settings(settings: Mapping[str, Any], node: str) -> list[str]:
     """The settings of every segmenter that say how it looks, but for those that its class takes itself."""
-    _check_target(settings, node)
-    taken = inspect.signature(_imported(settings["_target_"], node)).parameters
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in taken.values())
-    return [] if takes_any else [key for key in LookOptions.model_fields if key not in taken]
+    made_by = _imported(_check_target(settings, node), node)
+    return [key for key in LookOptions.model_fields if not takes(made_by, key)]
 
 
 def _with_looks(segmenters: dict[str, Any], vary: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -194,7 +192,8 @@ def _with_looks(segmenters: dict[str, Any], vary: Mapping[str, Any] | None) -> d
 def _shortened(segmenters: dict[str, Any], vary: Mapping[str, Any] | None) -> dict[str, Any]:
     """The segmenters by shorter names: layers=up-1.0 for layers=up_blocks.1.attentions.0.transformer_blocks.0.attn1."""
     tried = (vary or {}).get("layers", [])
-    short = short_names([name for chosen in tried for name in chosen or [] if isinstance(name, str)])
+    listed = [chosen for chosen in tried if isinstance(chosen, list)]
+    short = short_names([name for chosen in listed for name in chosen if isinstance(name, str)])
 
     def renamed(name: str) -> str:
         for layer in sorted(short, key=len, reverse=True):  # one may be part of another
