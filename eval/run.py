@@ -58,7 +58,7 @@ from diffseg.eval.evaluation import Experiment, MovedError, Part, dataset_line, 
 from diffseg.eval.progress import say
 from diffseg.eval.protocols import Protocol
 from diffseg.eval.runs import Masks, Run
-from diffseg.eval.schema import LookOptions, check_arguments, check_options
+from diffseg.eval.schema import LookOptions, check_arguments, check_options, takes
 from diffseg.eval.show import compare, gallery
 from diffseg.eval.show.published import published_rows
 from diffseg.eval.show.tables import list_command, markdown, sweep_rows, sweep_table
@@ -204,13 +204,10 @@ def _look_settings(settings: Mapping[str, Any], node: str) -> list[str]:
 
     A method that stands on another one looks as that does.
     """
-    _check_target(settings, node)
-    made_by = _imported(settings["_target_"], node)
+    made_by = _imported(_check_target(settings, node), node)
     if getattr(made_by, "passes", None) not in (Segmenter.passes, Oracle.passes):
         return []
-    taken = inspect.signature(made_by).parameters
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in taken.values())
-    return [] if takes_any else [key for key in LookOptions.model_fields if key not in taken]
+    return [key for key in LookOptions.model_fields if not takes(made_by, key)]
 
 
 def _with_looks(settings: Any, name: str, keys: Sequence[str]) -> Any:
@@ -376,11 +373,13 @@ def _names_of(values: Mapping[str, Sequence[Any]]) -> list[str]:
     def named(key: str, value: Any, short: Mapping[str, str]) -> str:
         if key.rpartition(".")[2] != "layers":
             return f"{key}={value_name(value)}"
-        layers = ["all"] if value is None else [short.get(layer, f"{layer}").replace(" ", "-") for layer in value]
-        return f"{key}={'-'.join(layers)}"
+        if not isinstance(value, list):
+            return f"{key}={'all' if value is None else value_name(value)}"
+        return f"{key}={'-'.join(short.get(layer, str(layer)).replace(' ', '-') for layer in value)}"
 
     named_layers = [value for key, tried in values.items() if key.rpartition(".")[2] == "layers" for value in tried]
-    short = short_names([layer for value in named_layers for layer in value or [] if isinstance(layer, str)])
+    lists = [value for value in named_layers if isinstance(value, list)]
+    short = short_names([layer for layers in lists for layer in layers if isinstance(layer, str)])
     return [
         ",".join(named(key, value, short) for key, value in zip(values, chosen, strict=True))
         for chosen in itertools.product(*values.values())

@@ -100,18 +100,16 @@ def check_arguments(made_by: Callable[..., Any], arguments: Mapping[str, Any], w
     Raises:
         UserError: an argument that is not known, lacks, or is of another type.
     """
-    try:
-        signature = inspect.signature(made_by)
-    except ValueError:  # of some built-ins there is none
+    parameters = parameters_of(made_by)
+    if parameters is None:
         return
-    names = [name for name, p in signature.parameters.items() if p.kind is not p.VAR_KEYWORD]
-    takes_any = len(names) < len(signature.parameters)
+    names = [name for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD]
     for name in arguments:
-        if name not in names and not takes_any:
+        if not takes(made_by, name):
             raise UserError(f"{where} has no setting {name}{did_you_mean(name, names)}; it takes {', '.join(names)}")
     lacking = [
         name
-        for name, p in signature.parameters.items()
+        for name, p in parameters.items()
         if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and name not in arguments
     ]
     if lacking:
@@ -121,6 +119,20 @@ def check_arguments(made_by: Callable[..., Any], arguments: Mapping[str, Any], w
         hint = hints.get(name)
         if hint is not None and not (isinstance(value, Mapping) and "_target_" in value) and not _fits(value, hint):
             raise UserError(f"{where}.{name} must be {_in_words(hint)}, got {value!r}")
+
+
+def parameters_of(made_by: Callable[..., Any]) -> Mapping[str, inspect.Parameter] | None:
+    """What a class or function takes; None: it does not say, as some built-ins."""
+    try:
+        return inspect.signature(made_by).parameters
+    except ValueError:
+        return None
+
+
+def takes(made_by: Callable[..., Any], name: str) -> bool:
+    """Whether a class or function takes, or may take, an argument of this name."""
+    parameters = parameters_of(made_by)
+    return parameters is None or name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 def _hints(made_by: Callable[..., Any]) -> dict[str, Any]:
