@@ -556,3 +556,18 @@ def test_a_folder_is_evaluated_and_noise_makes_another_run(folders, tmp_path, mo
     assert sorted(identity.get("noise", -1) for identity in identities) == [-1, 7]  # a run without is named as ever
     assert {identity["timestep"] for identity in identities} == {454}
     assert len(list(Path("runs").glob("*/diffseg/labels/*.png"))) == 4
+
+
+@pytest.mark.parametrize("name", ["pixart_sigma", "sd3", "flux_dev"])
+def test_chosen_layers_and_grids(folders, name):
+    """Layers by position are those of the image; the grid that is foreseen is the one that is seen."""
+    model = from_pretrained(str(folders[name]), device="cpu")
+    size = (4 * model.multiple, 2 * model.multiple)
+    images = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    whole = model.observe(images, Needs(attention=True), Look(100))
+    last = model.observe(images, Needs(attention=True), Look(100, layers=(-1,)))
+    named = model.observe(images, Needs(attention=True), Look(100, layers=(model.self_attention()[-1],)))
+    assert list(whole.self_attention) == [model.grid(model.self_attention()[0], size)] == [(4, 2)]
+    torch.testing.assert_close(last.self_attention, named.self_attention, rtol=0, atol=0)
+    assert not torch.equal(last.self_attention[4, 2], whole.self_attention[4, 2])
+    assert not [layer for layer in model.self_attention() if layer.endswith("attn2") and name == "pixart_sigma"]

@@ -58,9 +58,13 @@ class DiT(LatentModel):
             if name.endswith((".attn", ".attn2")) and "transformer_blocks." in name
         }
 
+    def grid(self, layer: str, size: Size) -> Size:
+        """The same for every layer: one token for 2 x 2 latents."""
+        return size[0] // self.multiple, size[1] // self.multiple
+
     def tokens(self, layer: str, queries: int, keys: int, size: Size) -> Tokens | None:
         """Row by row; the prompt's tokens, where there are some, after the image's."""
-        h, w = size[0] // self.multiple, size[1] // self.multiple
+        h, w = self.grid(layer, size)
         image = slice(0, h * w)
         return Tokens((h, w), image, image, slice(h * w, keys) if keys > h * w else None)
 
@@ -93,9 +97,13 @@ class PixArt(DiT):
         """Self-attention (attn1) and attention to the prompt (attn2)."""
         return unet_layers(self.network)
 
+    def self_attention(self) -> Sequence[str]:
+        """Each block's attn1."""
+        return [name for name in self.layers() if name.endswith(".attn1")]
+
     def tokens(self, layer: str, queries: int, keys: int, size: Size) -> Tokens | None:
         """Row by row."""
-        grid = size[0] // self.multiple, size[1] // self.multiple
+        grid = self.grid(layer, size)
         kind = {"image" if layer.endswith(".attn1") else "text": slice(0, keys)}
         return Tokens(grid, slice(0, queries), **kind)
 
@@ -233,7 +241,7 @@ class Flux(FlowDiT):
 
     def tokens(self, layer: str, queries: int, keys: int, size: Size) -> Tokens | None:
         """Row by row, after the prompt's tokens."""
-        h, w = size[0] // self.multiple, size[1] // self.multiple
+        h, w = self.grid(layer, size)
         text = keys - h * w
         return Tokens((h, w), slice(queries - h * w, queries), slice(text, keys), slice(0, text))
 

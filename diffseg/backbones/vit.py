@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from diffseg.attention import Look, Size, Tokens
 from diffseg.backbones.base import Backbone, recommended
-from diffseg.backbones.diffusion import quiet
+from diffseg.backbones.loading import quiet
 from diffseg.devices import resolve_device, resolve_dtype
 from diffseg.errors import UserError
 
