@@ -15,7 +15,10 @@ from diffseg.datasets.coco_stuff import CLASSES
 from diffseg.datasets.scenes import TEST_SEED, scene
 from diffseg.datasets.transforms import image_to_pixels
 from diffseg.eval.metrics import agreement
+from diffseg.methods.ncut import CutTree, cosine_affinity, partitions
 from diffseg.segmentation import aggregate, merge, merge_batch, refine, symmetric_kl, to_labels
+from tests.test_methods import CASES as CUTS
+from tests.test_methods import features_of
 from tests.test_segmentation import CASES, GOLDEN, golden_maps
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
@@ -53,6 +56,15 @@ def test_a_whole_pass_with_the_fused_kernels_is_the_plain_one(monkeypatch, dtype
             found = getattr(fused, kind)[size]
             assert ((found - expected).abs() / expected.clamp_min(1e-12)).median() <= tolerance
             assert ((found - expected).norm() / expected.norm()).item() <= tolerance
+
+
+def test_recursive_cuts_of_several_images_at_once():
+    """The release's partitions, all sets of a level of three images padded and cut together."""
+    chosen = [case for case in CUTS.values() if case["alpha"] == 10]
+    trees = [CutTree(cosine_affinity(features_of(case).cuda(), 10)) for case in chosen]
+    for case, labels in zip(chosen, partitions(trees, 0.5), strict=True):
+        golden = np.load(GOLDEN / "diffcut" / f"{case['name']}.npz")["coarse"]
+        assert agreement(labels.view(32, 32).cpu().numpy(), golden) == 1
 
 
 def test_distances_do_not_use_tf32():

@@ -121,7 +121,7 @@ def test_the_pages_commands_run_and_make_label_maps(runs):
         ["diffseg"],
         ["diffseg"],
         ["diffseg", "features", "halves"],
-        ["vectors=1", "vectors=2", "vectors=3"],
+        [*(f"halves.vectors={n}" for n in (1, 2, 3)), "threshold=0.6", "threshold=1.1"],
     ]
     assert [summary_of(folder)["model"] for folder in runs] == ["mini", *["tiny"] * 6]
     for folder in runs:
@@ -133,7 +133,7 @@ def test_the_pages_commands_run_and_make_label_maps(runs):
     plain, halves = maps_of(runs[1], "plain"), maps_of(runs[2], "halves")
     np.testing.assert_array_equal(halves, plain)
     assert max(labels.max() for labels in halves) == 3
-    assert max(labels.max() for labels in maps_of(runs[6], "vectors=3")) == 7
+    assert max(labels.max() for labels in maps_of(runs[6], "halves.vectors=3")) == 7
 
 
 def test_own_protocols_are_in_the_summary(runs):
