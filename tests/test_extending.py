@@ -166,7 +166,7 @@ def test_edited_code_is_predicted_anew_and_an_untouched_rerun_does_nothing(shell
     finally:
         newcomer(shell.folder)
     assert edited != first
-    assert not np.array_equal(maps_of(first, "vectors=2"), maps_of(edited, "vectors=2"))
+    assert not np.array_equal(maps_of(first, "halves.vectors=2"), maps_of(edited, "halves.vectors=2"))
 
 
 @pytest.mark.slow
