@@ -49,14 +49,16 @@ tables: setup    ## results/tables: published beside measured, from your runs on
 MEASURED = results/runs/evidence
 MEASURE = $(EVAL) runs=$(MEASURED) run=$(MEASURED)
 PHOTO = dataset=coco_stuff27 dataset.root=$(PHOTOS) dataset.split=all
-evidence: setup  ## results/evidence, measured again (forty minutes on two cores); with real photos too: PHOTOS=a folder like data/coco
+evidence: setup  ## results/evidence, measured again (an hour and a half on two cores); with real photos too: PHOTOS=a folder like data/coco
 	$(MEASURE)/scenes experiment=protocols dataset.count=200 +segmenter@segmenters.colour=colour
+	$(MEASURE)/arena experiment=arena dataset.count=200
 	$(MEASURE)/baselines experiment=baselines
 	$(MEASURE)/baselines experiment=baselines score_size=320
 	$(MEASURE)/untrained model=mini_untrained dataset.count=24
 	for what in $(filter-out timestep,$(ABLATIONS)); do $(MEASURE)/$$what experiment=ablation_$$what dataset.count=24 || exit; done
 	$(EVAL) runs=$(MEASURED) experiment=ablation_timestep dataset.count=24
 	$(MEASURE)/granularity experiment=ablation_threshold 'protocol=[diffseg,majority,regions]'
+	$(if $(PHOTOS),$(MEASURE)/photos-arena $(PHOTO) experiment=arena)
 	$(if $(PHOTOS),$(MEASURE)/photos $(PHOTO) experiment=protocols +segmenter@segmenters.colour=colour)
 	$(if $(PHOTOS),$(MEASURE)/photos $(PHOTO) experiment=protocols +segmenter@segmenters.colour=colour score_size=320)
 	$(if $(PHOTOS),for what in threshold relative weights; do $(MEASURE)/photos-$$what $(PHOTO) experiment=ablation_$$what || exit; done)

@@ -253,7 +253,7 @@ def test_the_largest_gap():
 def test_cluster_qr_is_sklearns():
     case = CASES["seven"]
     affinity = cosine_affinity(features_of(case), 10).double()
-    matrix, _ = ncut.normalised(affinity)
+    matrix = ncut.normalised(affinity)
     ours = cluster_qr(torch.linalg.eigh(matrix)[1].flip(1)[:, :7])
     theirs = SpectralClustering(7, affinity="precomputed", assign_labels="cluster_qr").fit_predict(affinity.numpy())
     assert same_partition(ours, theirs)

@@ -39,10 +39,10 @@ def auto_clusters(features: Tensor, alphas: Sequence[float] = ALPHAS) -> Tensor:
     """
     gaps = []
     for alpha in alphas:
-        matrix, _ = normalised(cosine_affinity(features, alpha).double())
+        matrix = normalised(cosine_affinity(features, alpha).double())
         gaps.append((*largest_gap(1 - torch.linalg.eigvalsh(matrix).flip(0)), alpha))
     _, clusters, alpha = max(gaps, key=lambda found: found[0])  # the first of equals
-    matrix, _ = normalised(cosine_affinity(features, alpha).double())
+    matrix = normalised(cosine_affinity(features, alpha).double())
     return cluster_qr(torch.linalg.eigh(matrix)[1].flip(1)[:, :clusters])
 
 

@@ -15,7 +15,7 @@ from diffseg.attention import Look, Needs, Size
 from diffseg.devices import full_float32
 from diffseg.errors import UserError
 from diffseg.methods.base import Segmenter, as_numpy, upsample_labels
-from diffseg.methods.ncut import normalised, second_eigenvectors
+from diffseg.methods.ncut import relaxations
 from diffseg.observed import Observed
 
 _WEAK = 1e-5  # affinity of two positions that are not alike
@@ -83,10 +83,7 @@ def salient_object(features: Tensor, size: Size, threshold: float) -> Tensor:
     with full_float32():
         cosines = unit @ unit.T
     affinity = torch.where(cosines > threshold, 1.0, _WEAK).double()
-    matrix, first = normalised(affinity)
-    vector = second_eigenvectors(matrix[None], first[None])[0] * affinity.sum(1) ** -0.5
-    grid = vector.view(size).cpu().numpy()
-    grid = grid * np.sign(grid.flat[np.abs(grid).argmax()])
+    grid = relaxations(affinity[None])[0].view(size).cpu().numpy()
     object_ = grid > grid.mean()
     if object_[[0, 0, -1, -1], [0, -1, 0, -1]].sum() >= 3:
         object_, grid = ~object_, -grid

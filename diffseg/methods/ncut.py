@@ -191,9 +191,7 @@ def best_bisections(affinities: Tensor) -> tuple[Tensor, Tensor]:
     """
     degrees = affinities.sum(-1)
     real = degrees > 0
-    matrices, first = normalised(affinities)
-    y = second_eigenvectors(matrices, first) * torch.where(real, degrees, 1.0) ** -0.5
-    y = y * torch.where(y.gather(1, y.abs().argmax(1, keepdim=True)) < 0, -1.0, 1.0)
+    y = relaxations(affinities)
 
     least, largest = (0.99 * y.masked_fill(~real, fill).aminmax(dim=1)[at] for at, fill in ((0, 9e9), (1, -9e9)))
     steps = torch.arange(THRESHOLDS, device=y.device, dtype=y.dtype) / (THRESHOLDS - 1)
@@ -232,29 +230,36 @@ def _sums_of_rows(rows: Tensor, bins: Tensor) -> Tensor:
 # --- eigenvectors -----------------------------------------------------------------------------------------------------
 
 
-def normalised(affinities: Tensor) -> tuple[Tensor, Tensor]:
-    """D^-1/2 A D^-1/2 [..., n, n], and its leading eigenvector [..., n], which belongs to the eigenvalue 1.
+def relaxations(affinities: Tensor) -> Tensor:
+    """The vector y [B, n] that is cut: (D - A) y = l D y with the second smallest l; its largest entry is positive.
 
-    affinities: [..., n, n], symmetric, >= 0; rows of zeros stay so.
+    affinities: float64 [B, n, n], symmetric, >= 0; rows of zeros are padding, and y is 0 there.
     """
     degrees = affinities.sum(-1)
     roots = torch.where(degrees > 0, degrees, 1.0) ** -0.5
-    matrices = affinities * roots[..., None]
-    return matrices.mul_(roots[..., None, :]), F.normalize(degrees.sqrt(), dim=-1)
+    y = second_eigenvectors(affinities, roots, F.normalize(degrees.sqrt(), dim=-1)) * roots
+    return y * torch.where(y.gather(1, y.abs().argmax(1, keepdim=True)) < 0, -1.0, 1.0)
 
 
-def second_eigenvectors(matrices: Tensor, first: Tensor) -> Tensor:
-    """The unit eigenvector of the largest eigenvalue among those orthogonal to the first: float64 [B, n].
+def normalised(affinities: Tensor) -> Tensor:
+    """D^-1/2 A D^-1/2 [..., n, n]; affinities: [..., n, n], symmetric, >= 0; rows of zeros stay so."""
+    degrees = affinities.sum(-1)
+    roots = torch.where(degrees > 0, degrees, 1.0) ** -0.5
+    return (affinities * roots[..., None]).mul_(roots[..., None, :])
+
+
+def second_eigenvectors(affinities: Tensor, roots: Tensor, first: Tensor) -> Tensor:
+    """The eigenvector of D^-1/2 A D^-1/2 with the largest eigenvalue but one: unit, float64 [B, n].
 
     Lanczos' method with full orthogonalisation from a fixed start. All eigenvectors are computed where matrices are
     small, or where it does not converge because eigenvalues are next to equal.
 
     Args:
-        matrices: float64 [B, n, n], symmetric, of eigenvalues in -1..1. first: [B, n], unit; where it is 0 the
-            matrix's rows and columns are.
+        affinities: float64 [B, n, n], symmetric. roots: [B, n], D^-1/2. first: [B, n], the leading eigenvector, unit;
+            where it is 0, so are the rows and columns of the affinities.
     """
     batch, count = first.shape
-    steps = _MOST_STEPS if count > _SMALL else 0
+    steps, scale = _MOST_STEPS if count > _SMALL else 0, roots[..., None]
     basis = first.new_zeros(batch, steps + 1, count)
     basis[:, 0] = first
     start = torch.randn(count, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(first.device)
@@ -264,7 +269,7 @@ def second_eigenvectors(matrices: Tensor, first: Tensor) -> Tensor:
     beside: list[Tensor] = []
     for step in range(1, steps + 1):
         basis[:, step] = vector[..., 0]
-        image = torch.bmm(matrices, vector)
+        image = torch.bmm(affinities, vector * scale).mul_(scale)
         product = torch.bmm(vector.mT, image)
         diagonal.append(product[:, 0, 0] + goes_on)
         image = _orthogonal(image.addcmul_(vector, product, value=-1), basis[:, : step + 1])
@@ -276,7 +281,7 @@ def second_eigenvectors(matrices: Tensor, first: Tensor) -> Tensor:
         beside.append(length)
         goes_on = (length > _EXHAUSTED).to(length.dtype)
         vector = image.mul_((goes_on / length.clamp_min(_EXHAUSTED))[:, None, None])
-    return torch.linalg.eigh(matrices - 3 * first[..., None] * first[:, None])[1][..., -1]
+    return torch.linalg.eigh(normalised(affinities) - 3 * first[..., None] * first[:, None])[1][..., -1]
 
 
 def _orthogonal(vectors: Tensor, basis: Tensor) -> Tensor:

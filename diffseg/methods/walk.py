@@ -100,7 +100,7 @@ class Spectral(ByWalk):
 
     def _clusters(self, image: Observed) -> Tensor:
         def eigenvectors() -> Tensor:
-            return torch.linalg.eigh(normalised(self.affinity(image))[0])[1].flip(1)
+            return torch.linalg.eigh(normalised(self.affinity(image)))[1].flip(1)
 
         vectors = image.batch.once(self.key("walk eigenvectors", image), eigenvectors)
         if self.clusters > len(vectors):

@@ -291,9 +291,9 @@ def main(
             for kind, shown in what.items():
                 rows = pd.DataFrame(shown.cells, columns=shown.headings).map(lambda cell: cell.replace("\n", " "))
                 rows.columns = [heading.replace("\n", ": ") for heading in shown.headings]
-                name = "".join(c if c.isalnum() else "-" for c in f"{kind}-{s['dataset']['name']}-{s['model']}")
-                title = shown.title[:1].upper() + shown.title[1:]
-                tables[name] = rows, title, f"{notes.get(kind, '')} {shown.caption}".strip()
+                title = f"{shown.title[:1].upper()}{shown.title[1:]}; {s['model'] or 'label maps'}"
+                at = f"-{s['size']}" if s["size"] != s["dataset"]["size"] else ""
+                tables[f"{kind}-{s['run']}{at}"] = rows, title, f"{notes.get(kind, '')} {shown.caption}".strip()
     for name, (rows, title, note) in tables.items():
         write(out / f"{name}.md", f"# {title}\n\n{note}\n\n{markdown(rows)}")
         write(out / f"{name}.csv", rows.to_csv(index=False))

@@ -74,7 +74,8 @@ def differences_table(summary: Summary) -> Shown:
     caption = (
         f"points above or below {first}, paired by image, 95 % intervals; * p < .05 over all {len(others)} methods"
     )
-    return Shown(f"beside {first}", headings, cells, caption)
+    facts = summary["dataset"]
+    return Shown(f"beside {first}: {facts['name']}, {summary['images']:,} images", headings, cells, caption)
 
 
 def metric_label(metric: str) -> str:
