@@ -2,7 +2,7 @@ PYTHON ?= python3
 RUN = .venv/bin/python
 EVAL = .venv/bin/diffseg-eval
 
-.PHONY: help evidence setup eval eval-coco eval-cityscapes check baselines ablations figures tables test test-quick fuzz data-coco data-cityscapes lint bench mini clean
+.PHONY: help evidence setup eval eval-coco eval-cityscapes check baselines ablations figures tables leaderboard test test-quick fuzz data-coco data-cityscapes lint bench mini clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -44,6 +44,9 @@ figures: setup   ## results/figures: the method at a glance, the effect of R, a 
 
 tables: setup    ## results/tables: published beside measured, from your runs on disk (the project's own: results/evidence)
 	$(RUN) -m diffseg.eval.show.tables
+
+leaderboard: setup  ## results/leaderboard/index.html: all your runs in one page; others' as well: RUNS="folders"
+	$(EVAL) leaderboard $(or $(RUNS),results/runs)
 
 # What the project measured itself. A second call continues; after a change of the code, remove MEASURED first.
 MEASURED = results/runs/evidence

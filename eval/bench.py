@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Annotated, Any, cast
 from unittest import mock
 
@@ -25,7 +24,6 @@ import numpy as np
 import pandas as pd
 import torch
 import typer
-import yaml
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
@@ -33,7 +31,6 @@ from rich.table import Table
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-import diffseg
 from diffseg.attention import Look, Maps, Needs, add_head_mean, capture
 from diffseg.backbones.diffusion import DiffusionModel
 from diffseg.cli import find_photos
@@ -47,7 +44,7 @@ from diffseg.errors import UserError
 from diffseg.eval.boundaries import boundary_counts
 from diffseg.eval.metrics import agreement
 from diffseg.eval.predict import predict
-from diffseg.eval.protocols import OneToOne
+from diffseg.eval.protocols import OneToOne, known_protocols
 from diffseg.eval.runs import Run, circumstances
 from diffseg.eval.score import count, count_all, scores_of
 from diffseg.eval.straightforward import straightforward_aggregate, straightforward_merge, straightforward_ncut
@@ -236,12 +233,10 @@ def protocol_seconds(images: int) -> dict[str, float]:
             {"key": f"{index}", "segments": np.arange(segments), "pixels": table.ravel(), "boundaries": boundaries}
         )
     counts, taken = pd.DataFrame(rows), {}
-    for file in sorted((Path(diffseg.__file__).parent / "conf" / "protocol").glob("*.yaml")):
-        settings = yaml.safe_load(file.read_text())
-        protocol = resolve_name(settings.pop("_target_"))(**settings)
+    for name, protocol in known_protocols().items():
         start = time.perf_counter()
         scores_of(counts, CLASSES, protocol)
-        taken[file.stem] = time.perf_counter() - start
+        taken[name] = time.perf_counter() - start
     return taken
 
 

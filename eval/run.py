@@ -4,7 +4,7 @@ diffseg-eval                                       the embedded model on generat
 diffseg-eval experiment=coco dataset.root=DIR      the paper's COCO-Stuff-27
 diffseg-eval -m segmenters.diffseg.threshold=0.4,0.6,0.8
 diffseg-eval 'stages=[score,report]' labels=DIR dataset=coco_stuff27
-diffseg-eval list · diffseg-eval compare RUN_A RUN_B · diffseg-eval gallery RUN
+diffseg-eval list · diffseg-eval compare RUN_A RUN_B · diffseg-eval gallery RUN · diffseg-eval leaderboard
 
 The only module that knows Hydra.
 """
@@ -58,7 +58,7 @@ from diffseg.eval.progress import say
 from diffseg.eval.protocols import Protocol
 from diffseg.eval.runs import Masks, Run
 from diffseg.eval.schema import LookOptions, check_arguments, check_options, takes
-from diffseg.eval.show import compare, gallery
+from diffseg.eval.show import compare, gallery, leaderboard
 from diffseg.eval.show.published import published_rows
 from diffseg.eval.show.tables import list_command, markdown, sweep_rows, sweep_table
 from diffseg.eval.show.tracker import Tracker
@@ -591,6 +591,7 @@ def main() -> None:
     commands = {
         "compare": lambda: compare.command(dataset_of),
         "gallery": lambda: gallery.command(dataset_of),
+        "leaderboard": leaderboard.command,
         "list": list_command,
     }
     if arguments and arguments[0] in commands:
