@@ -62,8 +62,8 @@ class Ade20k(Dataset):
     """2,000 images (validation), 150 classes; "other" is ignored. keys: "ADE_val_00000001" ...; any subset works.
 
     Args:
-        root: folder that holds images and annotations. split: validation or training. count, keys: a part of the images,
-            see `Dataset.choose`.
+        root: folder that holds images and annotations. split: validation or training.
+        count, keys: a part of the images, see `Dataset.choose`.
 
     Raises:
         DataError: folders missing; no image; an image without its label, or the reverse.

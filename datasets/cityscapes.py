@@ -9,7 +9,17 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from diffseg.datasets.base import DataError, Dataset, check_values, names_in, paired, part_of, read_map, read_photo, require_folder
+from diffseg.datasets.base import (
+    DataError,
+    Dataset,
+    check_values,
+    names_in,
+    paired,
+    part_of,
+    read_map,
+    read_photo,
+    require_folder,
+)
 
 # labelIds 7..33, in order.
 CLASSES = (
@@ -41,7 +51,7 @@ class Cityscapes(Dataset):
         DataError: no frames, or frames without their partner; another number of classes.
     """
 
-    classes = CLASSES
+    classes: tuple[str, ...] = CLASSES
     added: Mapping[str, object] = {"classes": 27}  # what runs were made with before there was a choice
 
     def __init__(

@@ -1,4 +1,4 @@
-"""COCO val2017 with the labels of COCO-Stuff: the 27 super-categories (12 of things, then 15 of stuff), or all 171 classes.
+"""COCO val2017 with the labels of COCO-Stuff: 27 super-categories (12 of things, then 15 of stuff), or all 171 classes.
 
 What is common to every set of classes is `CocoMaps`: photos, fine labels, splits, captions.
 """
@@ -132,7 +132,7 @@ SPLIT_SHA256 = "7c629734c88f1a74bba6311e01d4d9fe976df84f07cb4fc86452ce5116e51655
 
 
 def class_table(class_of: Mapping[int, int]) -> np.ndarray:
-    """Class of each value of the stuffthingmaps: int32 [256], -1 = unlabelled. class_of: of the values that are classes."""
+    """Class of each value of the stuffthingmaps: int32 [256], -1 = unlabelled. class_of: of values that are classes."""
     table = np.full(UNLABELLED + 1, NO_CLASS, np.int32)
     table[list(class_of)] = list(class_of.values())
     table[UNLABELLED] = -1

@@ -31,9 +31,7 @@ NAMES: dict[int, str] = {
 CLASSES = ("background", *NAMES.values())
 IMAGES = 5105
 UNLABELLED = "2010_001606"  # an image that some lists leave out
-LAYOUT = (
-    "ROOT/VOCdevkit/VOC2010/{JPEGImages/*.jpg,trainval_merged.json}; make data-context DATA=ROOT fetches both"
-)
+LAYOUT = "ROOT/VOCdevkit/VOC2010/{JPEGImages/*.jpg,trainval_merged.json}; make data-context DATA=ROOT fetches both"
 
 
 class PascalContext(Dataset):
@@ -75,7 +73,9 @@ class PascalContext(Dataset):
         self._images = _read(self._file)
         self.keys = sorted(self._images.keys() & photos - ({UNLABELLED} if images < IMAGES else set()))
         if not self.keys:
-            raise DataError(f"{self._photos} has none of the {len(self._images):,} photos of val: the layout is {LAYOUT}")
+            raise DataError(
+                f"{self._photos} has none of the {len(self._images):,} photos of val: the layout is {LAYOUT}"
+            )
         self.note = part_of(len(self.keys), images, "images of val")
         if images != IMAGES:
             self.note = f"{self.note or f'{images:,} images of val'}, without {UNLABELLED}"
@@ -139,9 +139,7 @@ def _read(file: Path) -> dict[str, _Image]:
         whole = json.loads(file.read_bytes())
         _check_categories(file, whole["categories"])
         by_id = {row["image_id"]: row for row in whole["images"] if row["phase"] == "val"}
-        images = {
-            number: _Image(int(row["height"]), int(row["width"]), []) for number, row in by_id.items()
-        }
+        images = {number: _Image(int(row["height"]), int(row["width"]), []) for number, row in by_id.items()}
         for row in whole["annos_segmentation"]:
             if row["image_id"] in images:
                 code = row["segmentation"]
@@ -149,8 +147,10 @@ def _read(file: Path) -> dict[str, _Image]:
                 segment = int(row["category_id"]), (int(height), int(width)), str(code["counts"])
                 images[row["image_id"]].segments.append(segment)
         named = {_name(file, row["file_name"]): images[number] for number, row in by_id.items()}
-        if any(not 0 < image.height * image.width <= MAX_PIXELS for image in images.values()):
+        if any(min(i.height, i.width) < 1 or i.height * i.width > MAX_PIXELS for i in images.values()):
             raise ValueError("an image of impossible size")
+    except DataError:
+        raise
     except FileNotFoundError:
         raise DataError(f"{file} is missing, it holds the labels: the layout is {LAYOUT}") from None
     except OSError as error:
@@ -164,7 +164,9 @@ def _name(file: Path, file_name: str) -> str:
     """2008_000002 of 2008_000002.jpg."""
     name = file_name.removesuffix(".jpg")
     if not re.fullmatch(r"\d{4}_\d{6}", name):
-        raise DataError(f"{file} names {file_name!r}, which is no photo of VOC (2008_000002.jpg is one): fetch it again")
+        raise DataError(
+            f"{file} names {file_name!r}, which is no photo of VOC (2008_000002.jpg is one): fetch it again"
+        )
     return name
 
 
