@@ -39,7 +39,7 @@ class Dataset:
     class that stands for all else, None: there is none. labelled: whether there are labels to score against. note: what
     part of the benchmark this is, "" only for exactly the images that published numbers are of. located: the
     constructor's arguments that say where the data lies, not what it is. added: arguments that came later, with the
-    value that means what was there before: at that value they are no part of a run's identity, so runs keep their names.
+    value that means what was there before: at that value they are no part of a run's identity, so it keeps its name.
     """
 
     classes: tuple[str, ...] = ()

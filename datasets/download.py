@@ -44,7 +44,7 @@ _READABLE = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # Python unpacks others 
 class Archive:
     """A file to fetch. Of a .zip or .tar, the members `suffix` below a folder `part` are unpacked to ROOT/target.
 
-    Any other file is itself what is wanted, and is put there. Several parts of one file are several archives of one url.
+    Any other file is itself what is wanted, and is put there. Several parts of a file are several archives of one url.
 
     count: of members. or_more: whether there may be more. most_bytes: what they may take unpacked. checksum: of the
     official file, "md5:..." or "sha1:..."; "": not known.
@@ -152,7 +152,7 @@ def _check_sum(part: Path, archive: Archive) -> None:
         part.unlink()
         raise DataError(
             f"{archive.url} is not the official file, or was damaged on its way ({kind} {found}, not {expected}), and "
-            f"was removed: run this again to fetch it anew; a file that you put at {part.with_suffix('')} is taken as it is"
+            f"was removed: run this again to fetch it anew, or put a file that you trust at {part.with_suffix('')}"
         )
 
 
@@ -351,7 +351,7 @@ def main(
     root: Annotated[Path, typer.Argument(help="Folder to hold the data set, in the layout of its own download.")],
     data: Annotated[str, typer.Argument(help=f"Which: {', '.join(SETS)}.")] = "coco",
 ) -> None:
-    """Fetches COCO val2017 with its stuff labels (1.5 GB), Pascal VOC 2012, Pascal Context (2 GB each), ADE20K (1 GB)."""
+    """Fetches COCO val2017 with stuff labels (1.5 GB), Pascal VOC 2012 or Pascal Context (2 GB each), ADE20K (1 GB)."""
     try:
         if data not in SETS:
             raise DataError(

@@ -1,4 +1,4 @@
-"""Pascal Context: photos of VOC2010 with every pixel labelled, from the annotations' own JSON; 59 classes and background."""
+"""Pascal Context: photos of VOC2010, labels from the annotations' own JSON; 59 classes and background."""
 
 from __future__ import annotations
 
