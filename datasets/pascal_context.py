@@ -12,7 +12,7 @@ import numpy as np
 from pycocotools import mask as rle
 
 from diffseg.datasets.base import DataError, Dataset, names_in, part_of, read_photo
-from diffseg.datasets.pascal_voc import folder_of_year, nouns_of, vocabulary_of
+from diffseg.datasets.pascal_voc import as_names, folder_of_year, nouns_of, vocabulary_of
 from diffseg.images import MAX_PIXELS
 
 # The 59 most frequent of the annotations' categories, by their ids; all others are background.
@@ -38,7 +38,7 @@ class PascalContext(Dataset):
     """5,105 images (val), 60 classes, background first. keys: "2008_000002" ...; any subset of the photos works.
 
     Args:
-        root: folder that holds VOCdevkit. count, keys: a part of the images, see `Dataset.choose`.
+        root: folder that holds VOCdevkit. count, keys: a part of the images, see `PascalVoc`.
         images: 5105, all of val; 5104, without 2010_001606, as in the list of mmsegmentation.
 
     Raises:
@@ -56,7 +56,7 @@ class PascalContext(Dataset):
         size: int = 512,
         images: int = IMAGES,
         count: int | None = None,
-        keys: Sequence[str] | str | None = None,
+        keys: Sequence[str | int] | str | None = None,
     ):
         if type(images) is not int or images not in (IMAGES, IMAGES - 1):
             raise DataError(f"images must be {IMAGES}, or {IMAGES - 1} to leave out {UNLABELLED}; got {images!r}")
@@ -79,7 +79,7 @@ class PascalContext(Dataset):
         self.note = part_of(len(self.keys), images, "images of val")
         if images != IMAGES:
             self.note = f"{self.note or f'{images:,} images of val'}, without {UNLABELLED}"
-        self.choose(count, keys)
+        self.choose(count, as_names(keys))
 
     def file(self, key: str) -> Path:
         """ROOT/VOCdevkit/VOC2010/JPEGImages/KEY.jpg."""

@@ -59,7 +59,7 @@ class PascalVoc(Dataset):
 
     Args:
         root: folder that holds VOCdevkit. split: val or train, as the lists of ImageSets/Segmentation name them. count,
-            keys: a part of the images, see `Dataset.choose`.
+            keys: a part of the images, see `Dataset.choose`; a name that was read as a number is that name.
 
     Raises:
         DataError: folders or lists missing; no image of the split; an image without its label, or the reverse; an image
@@ -77,7 +77,7 @@ class PascalVoc(Dataset):
         split: str = "val",
         size: int = 512,
         count: int | None = None,
-        keys: Sequence[str] | str | None = None,
+        keys: Sequence[str | int] | str | None = None,
     ):
         if split not in COUNTS:
             raise DataError(f"split must be val or train, got {split!r}")
@@ -92,7 +92,7 @@ class PascalVoc(Dataset):
         self.note = part_of(len(self.keys), COUNTS["val"], "images of val")
         if split != "val":
             self.note = f"{len(self.keys):,} images of {split}, not of val"
-        self.choose(count, keys)
+        self.choose(count, as_names(keys))
 
     def file(self, key: str) -> Path:
         """ROOT/VOCdevkit/VOC2012/JPEGImages/KEY.jpg."""
@@ -111,6 +111,13 @@ class PascalVoc(Dataset):
         values = read_map(self.truth_file(key))
         check_values(self.truth_file(key), values, len(CLASSES) - 1, VOID, "Pascal VOC's")
         return np.where(values == VOID, -1, values)
+
+
+def as_names(keys: Sequence[str | int] | str | None) -> Sequence[str] | str | None:
+    """Keys as they are named: on command lines and in YAML, 2007_000033 without quotes is the number 2007000033."""
+    if keys is None or isinstance(keys, str | Path):
+        return keys
+    return [f"{key // 10**6:04d}_{key % 10**6:06d}" if type(key) is int else str(key) for key in keys]
 
 
 def folder_of_year(root: Path, year: int, part: str, layout: str) -> Path:
