@@ -59,8 +59,8 @@ class Folder(Dataset):
             hidden = next(p for p in photos if p not in self._photos.values())
             raise DataError(f"{hidden} has the name of another image with its suffix: rename one")
         self.keys = list(self._photos)
-        names = {file.name for file in files}
-        without = [key for key in self.keys if f"{key}{label_suffix}" not in names]
+        there = {file.name for file in files}
+        without = [key for key in self.keys if f"{key}{label_suffix}" not in there]
         self.labelled = not without
         if without and len(without) < len(self.keys):
             names = ", ".join(f"{key}{label_suffix}" for key in without[:3])

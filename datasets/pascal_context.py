@@ -107,14 +107,31 @@ class PascalContext(Dataset):
                     f"{self._file}: a segment of {key} is {size[1]} x {size[0]} but the image {image.width} x "
                     f"{image.height} pixels: fetch the file again"
                 )
-            try:
-                is_inside = rle.decode({"size": list(size), "counts": counts}).astype(bool)
-            except (ValueError, TypeError) as error:
-                raise DataError(
-                    f"{self._file}: a segment of {key} is damaged ({error}): fetch the file again"
-                ) from None
+            if _pixels(counts) != labels.size:  # pycocotools would fill up a code that is too short with anything
+                raise DataError(f"{self._file}: a segment of {key} is damaged: fetch the file again")
+            is_inside = rle.decode({"size": list(size), "counts": counts}).astype(bool)
             labels[is_inside] = _CLASS_OF.get(category, 0)
         return labels
+
+
+def _pixels(counts: str) -> int:
+    """How many pixels a run-length code of COCO's is of; -1: it is no such code.
+
+    A run is written in digits of five bits, least first, as characters from "0" on; 32 says that another digit follows,
+    16 in the last one that the number is negative. From the third on it is the difference to the run before the last.
+    """
+    runs: list[int] = []
+    number = shift = 0
+    for digit in (ord(character) - ord("0") for character in counts):
+        if not 0 <= digit < 64:
+            return -1
+        number |= (digit & 31) << shift
+        shift += 5
+        if not digit & 32:
+            number -= (digit & 16 and 1) << shift
+            runs.append(number + (runs[-2] if len(runs) > 2 else 0))
+            number = shift = 0
+    return sum(runs) if min(runs, default=-1) >= 0 and not shift else -1
 
 
 _CLASS_OF = {category: index + 1 for index, category in enumerate(NAMES)}

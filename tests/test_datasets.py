@@ -232,6 +232,14 @@ def test_context(context, monkeypatch):
     assert PascalContext(context, images=2, count=1).note == "the first 1 of 2 images"
 
 
+def test_how_many_pixels_a_run_length_code_is_of():
+    rng = np.random.default_rng(0)
+    for share in (0, 0.01, 0.5, 0.99, 1):
+        shape = rng.integers(1, 300, 2)
+        code = rle.encode(np.asfortranarray(rng.random(shape) < share, np.uint8))
+        assert pascal_context._pixels(code["counts"].decode()) == shape.prod()
+
+
 def test_the_truth_of_context_is_its_file(context):
     data = PascalContext(context)
     before, seen = data.truth_fingerprint(), data.fingerprint()
@@ -260,10 +268,12 @@ def test_what_is_wrong_with_context_is_named(context):
     wide = [segment(2008000002, 2, slice(0, 16), width=40)]
     with pytest.raises(DataError, match=r"a segment of 2008_000002 is 40 x 24 but the image 32 x 24 pixels"):
         PascalContext(context_with(context, annos_segmentation=wide)).raw_label("2008_000002")
-    broken = segment(2008000002, 2, slice(0, 16))
-    broken["segmentation"]["counts"] = "zzzz"
-    with pytest.raises(DataError, match=r"a segment of 2008_000002 is damaged \(.*\): fetch the file again"):
-        PascalContext(context_with(context, annos_segmentation=[broken])).raw_label("2008_000002")
+    broken = segment(2008000002, 2, slice(3, 16))
+    right = broken["segmentation"]["counts"]
+    for counts in ("zzzz", "", right[:-1], f"{right}4", f"{right} ", "é", "P", "O"):
+        broken["segmentation"]["counts"] = counts
+        with pytest.raises(DataError, match=r"a segment of 2008_000002 is damaged: fetch the file again"):
+            PascalContext(context_with(context, annos_segmentation=[broken])).raw_label("2008_000002")
     (kit / "trainval_merged.json").unlink()
     with pytest.raises(DataError, match=r"trainval_merged.json is missing, it holds the labels: .*make data-context"):
         PascalContext(context)
