@@ -411,7 +411,7 @@ def test_more_than_there_must_be(server, tmp_path):
 
 
 def test_a_file_by_itself(server, tmp_path):
-    server.body, server.limit = b'{"images": []}' * 5_000, 40_000
+    server.body, server.limit = b'{"images": []}' * 5_000, 66_000
     url = f"http://127.0.0.1:{server.http.server_port}/labels.json"
     labels = Archive(url, "", ".json", "VOCdevkit/VOC2010", 1, checksum=f"sha1:{hashlib.sha1(server.body).hexdigest()}")
     with pytest.raises(DataError, match="it continues where it broke"):
