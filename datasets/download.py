@@ -11,6 +11,7 @@ is removed, so that the next call fetches it anew. What is complete is not fetch
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import shutil
 import tarfile
@@ -19,7 +20,6 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import IO, Annotated
@@ -78,7 +78,7 @@ COCO = (
         5000,
     ),
 )
-_VOC_2012 = partial(
+_VOC_2012 = functools.partial(
     Archive,
     "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar",
     checksum="md5:6cd6e144f989b92b3379bac3b3de84fd",
@@ -107,7 +107,7 @@ CONTEXT = (
         checksum="md5:da459979d0c395079b5c75ee67908abb",
     ),
 )
-_ADE = partial(
+_ADE = functools.partial(
     Archive,
     "http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip",
     "validation",
@@ -123,36 +123,36 @@ def fetch(archive: Archive, folder: Path) -> Path:
     Raises:
         DataError: the server cannot be reached, or sends something else than it announced.
     """
-    path, part = folder / archive.name, folder / f"{archive.name}.partial"
+    path, partial = folder / archive.name, folder / f"{archive.name}.partial"
     if path.is_file():
         return path
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with _session() as session:
-            _transfer(session, archive, part)
+            _transfer(session, archive, partial)
     except requests.RequestException as error:
         status = f" {error.response.status_code}" if error.response is not None else ""
         raise DataError(
             f"cannot fetch {archive.url} ({type(error).__name__}{status}): check the network and run this again, it "
             f"continues where it broke; or fetch the file elsewhere and put it at {path}"
         ) from error
-    _check_sum(part, archive)
-    part.replace(path)
+    _check_sum(partial, archive)
+    partial.replace(path)
     return path
 
 
-def _check_sum(part: Path, archive: Archive) -> None:
+def _check_sum(partial: Path, archive: Archive) -> None:
     """Removes what has been fetched, and says so, if it is not the official file."""
     if not archive.checksum:
         return
     kind, _, expected = archive.checksum.partition(":")
-    with part.open("rb") as file:
+    with partial.open("rb") as file:
         found = hashlib.file_digest(file, kind).hexdigest()
     if found != expected:
-        part.unlink()
+        partial.unlink()
         raise DataError(
             f"{archive.url} is not the official file, or was damaged on its way ({kind} {found}, not {expected}), and "
-            f"was removed: run this again to fetch it anew, or put a file that you trust at {part.with_suffix('')}"
+            f"was removed: run this again to fetch it anew, or put a file that you trust at {partial.with_suffix('')}"
         )
 
 
@@ -166,9 +166,9 @@ def _session() -> requests.Session:
     return session
 
 
-def _transfer(session: requests.Session, archive: Archive, part: Path) -> None:
-    """Appends to `part` what it lacks, and checks its length."""
-    have = part.stat().st_size if part.is_file() else 0
+def _transfer(session: requests.Session, archive: Archive, partial: Path) -> None:
+    """Appends to `partial` what it lacks, and checks its length."""
+    have = partial.stat().st_size if partial.is_file() else 0
     headers = {"Range": f"bytes={have}-"} if have else {}
     with session.get(archive.url, headers=headers, stream=True, timeout=60) as answer:
         packed = answer.headers.get("Content-Encoding", "identity").lower() != "identity"
@@ -176,8 +176,8 @@ def _transfer(session: requests.Session, archive: Archive, part: Path) -> None:
         if have and answer.status_code == 416:  # nothing beyond what is there: it was complete but for its name
             total = _number(whole) or have
         elif have and answer.status_code == 206 and (packed or not place.startswith(f"bytes {have}-")):
-            part.unlink()  # another part than the one asked for, or a part of packed bytes: it continues nothing
-            return _transfer(session, archive, part)
+            partial.unlink()  # another part than the one asked for, or a part of packed bytes: it continues nothing
+            return _transfer(session, archive, partial)
         else:
             answer.raise_for_status()
             if answer.status_code != 206:  # the server starts from the beginning
@@ -185,27 +185,27 @@ def _transfer(session: requests.Session, archive: Archive, part: Path) -> None:
             announced = _number(answer.headers.get("Content-Length", ""))
             total = have + announced if announced and not packed else 0
             try:
-                _receive(answer, archive, part, have, total)
+                _receive(answer, archive, partial, have, total)
             except BaseException:
                 if packed:  # unpacked bytes, whose number says nothing to the server
-                    part.unlink(missing_ok=True)
+                    partial.unlink(missing_ok=True)
                 raise
-    if total and part.stat().st_size != total:
-        size = part.stat().st_size
+    if total and partial.stat().st_size != total:
+        size = partial.stat().st_size
         if size > total:
-            part.unlink()
+            partial.unlink()
         raise DataError(f"{archive.url} broke off at {size:,} of {total:,} bytes: run this again, it continues")
 
 
-def _receive(answer: requests.Response, archive: Archive, part: Path, have: int, total: int) -> None:
-    """Writes an answer to `part`, after the `have` bytes that are there; total: bytes in the end, 0: unknown."""
+def _receive(answer: requests.Response, archive: Archive, partial: Path, have: int, total: int) -> None:
+    """Writes an answer to `partial`, after the `have` bytes that are there; total: bytes in the end, 0: unknown."""
     columns = (*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn())
-    with part.open("ab" if have else "wb") as file, Progress(*columns, transient=True) as progress:
+    with partial.open("ab" if have else "wb") as file, Progress(*columns, transient=True) as progress:
         task = progress.add_task(archive.name, total=total or None, completed=have)
         for piece in answer.iter_content(_PIECE_BYTES):  # at most this much is lost when it breaks off
             have += len(piece)
             if max(have, total) > MOST_PACKED_BYTES:
-                part.unlink()
+                partial.unlink()
                 raise DataError(f"{archive.url} sends more than {MOST_PACKED_BYTES:,} bytes: that is no {archive.name}")
             file.write(piece)
             progress.advance(task, len(piece))
@@ -234,17 +234,17 @@ def unpack(path: Path, archive: Archive, root: Path) -> int:
             place = target / name
             if place.is_file() and place.stat().st_size == member.file_size:
                 continue
-            part = place.with_suffix(".partial")
+            partial = place.with_suffix(".partial")
             try:
-                with opened.open(member) as source, part.open("wb") as file:
+                with opened.open(member) as source, partial.open("wb") as file:
                     for piece in iter(lambda source=source: source.read(_PIECE_BYTES), b""):  # type: ignore[misc]
                         left_bytes -= len(piece)
                         if left_bytes < 0:
                             raise _ArchiveError(f"unpacks to more than {archive.most_bytes:,} bytes")
                         file.write(piece)
-                part.replace(place)
+                partial.replace(place)
             finally:
-                part.unlink(missing_ok=True)
+                partial.unlink(missing_ok=True)
     return len(members)
 
 

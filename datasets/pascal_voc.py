@@ -138,11 +138,11 @@ def folder_of_year(root: Path, year: int, part: str, layout: str) -> Path:
 
 def _listed(lists: Path, split: str) -> set[str]:
     """The images that a list names; none of them may be in the other one."""
-    chosen, *others = (_read_list(lists / f"{name}.txt", name == split) for name in sorted(COUNTS, key=split.__ne__))
-    both = sorted(chosen & set().union(*others))
+    listed = {name: _read_list(lists / f"{name}.txt", is_needed=name == split) for name in COUNTS}
+    both = sorted(listed["val"] & listed["train"])
     if both:
         raise DataError(f"{lists} lists {len(both):,} images in train.txt and val.txt, such as {both[0]}: {_REMEDY}")
-    return chosen
+    return listed[split]
 
 
 def _read_list(file: Path, is_needed: bool) -> set[str]:
