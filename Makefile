@@ -2,10 +2,10 @@ PYTHON ?= python3
 RUN = .venv/bin/python
 EVAL = .venv/bin/diffseg-eval
 
-.PHONY: help evidence setup eval eval-coco eval-cityscapes check baselines ablations figures tables leaderboard test test-quick fuzz data-coco data-cityscapes lint bench mini clean
+.PHONY: help evidence setup eval eval-coco eval-cityscapes eval-voc eval-context eval-ade20k eval-coco-object check baselines ablations figures tables leaderboard test test-quick fuzz data-coco data-voc data-context data-ade20k data-cityscapes lint bench mini clean
 
 help:            ## this list
-	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
+	@grep -E '^[a-z0-9-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "diffseg needs Python 3.11 or later; choose one with make PYTHON=...")'
@@ -23,6 +23,18 @@ eval-coco: setup  ## COCO-Stuff-27 in DATA with MODEL (sd14, mini, ...); more se
 
 eval-cityscapes: setup  ## Cityscapes in DATA with MODEL
 	$(EVAL) experiment=cityscapes dataset.root=$(or $(DATA),data/cityscapes) model=$(or $(MODEL),sd14) $(ARGS)
+
+eval-voc: setup  ## Pascal VOC 2012 in DATA with MODEL, as DiffCut scores
+	$(EVAL) experiment=voc dataset.root=$(or $(DATA),data/voc) model=$(or $(MODEL),sd14) $(ARGS)
+
+eval-context: setup  ## Pascal Context in DATA with MODEL, as DiffCut scores
+	$(EVAL) experiment=pascal_context dataset.root=$(or $(DATA),data/voc) model=$(or $(MODEL),sd14) $(ARGS)
+
+eval-ade20k: setup  ## ADE20K in DATA with MODEL, as DiffCut scores
+	$(EVAL) experiment=ade20k dataset.root=$(or $(DATA),data/ade20k) model=$(or $(MODEL),sd14) $(ARGS)
+
+eval-coco-object: setup  ## COCO-Object in DATA with MODEL, as DiffCut scores
+	$(EVAL) experiment=coco_object dataset.root=$(or $(DATA),data/coco) model=$(or $(MODEL),sd14) $(ARGS)
 
 check: setup     ## the gate: make eval's metrics against results/reference/mini-scenes.yaml
 	$(EVAL) 'stages=[predict,score,report,check]' reference=mini-scenes $(ARGS)
@@ -84,6 +96,15 @@ fuzz: setup      ## ten minutes of damaged and nonsensical inputs; a table of wh
 
 data-coco: setup  ## fetch COCO val2017 photos and stuff labels into DATA (about 1.5 GB)
 	$(RUN) -m diffseg.datasets.download $(or $(DATA),data/coco)
+
+data-voc: setup  ## fetch Pascal VOC 2012 into DATA (about 2 GB)
+	$(RUN) -m diffseg.datasets.download $(or $(DATA),data/voc) voc
+
+data-context: setup  ## fetch Pascal Context's labels and the photos of VOC2010 into DATA (about 2 GB)
+	$(RUN) -m diffseg.datasets.download $(or $(DATA),data/voc) context
+
+data-ade20k: setup  ## fetch ADE20K's validation part into DATA (about 1 GB)
+	$(RUN) -m diffseg.datasets.download $(or $(DATA),data/ade20k) ade20k
 
 data-cityscapes: setup  ## check the Cityscapes folder DATA: what is missing, and where to get it
 	$(RUN) -m diffseg.datasets.cityscapes $(or $(DATA),data/cityscapes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,7 +38,8 @@ class Dataset:
     keys: in evaluation order. classes: names; a label is an index into them, -1 = ignored. background: index of the
     class that stands for all else, None: there is none. labelled: whether there are labels to score against. note: what
     part of the benchmark this is, "" only for exactly the images that published numbers are of. located: the
-    constructor's arguments that say where the data lies, not what it is.
+    constructor's arguments that say where the data lies, not what it is. added: arguments that came later, with the
+    value that means what was there before: at that value they are no part of a run's identity, so it keeps its name.
     """
 
     classes: tuple[str, ...] = ()
@@ -47,6 +49,7 @@ class Dataset:
     size: int = 512
     keys: list[str]
     located: tuple[str, ...] = ("root", "keys")
+    added: Mapping[str, object] = {}
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -94,7 +97,7 @@ class Dataset:
 
     def truth_fingerprint(self) -> str:
         """Hash of the keys and of what the labels' files hold (16 hex digits)."""
-        return _hash_of(self.keys, {key: file for key in self.keys if (file := self.truth_file(key))})
+        return _hash_of(self.keys, self.truth_files())
 
     def file(self, key: str) -> Path | None:
         """The photo's file; None where there is none."""
@@ -103,6 +106,10 @@ class Dataset:
     def truth_file(self, key: str) -> Path | None:
         """The label's file; None where there is none of its own."""
         return None
+
+    def truth_files(self) -> dict[str, Path]:
+        """All files that the labels come from, each under a name that does not say where they lie."""
+        return {key: file for key in self.keys if (file := self.truth_file(key))}
 
     def photo(self, key: str) -> np.ndarray:
         """The photo as stored, uint8 [H, W, 3]."""
@@ -220,7 +227,10 @@ def read_map(path: Path) -> np.ndarray:
     with _named():
         values = read_numbers(path)
     if values.ndim != 2:
-        raise DataError(f"{path} is a colour picture, not a label map: a label map has one channel of numbers")
+        raise DataError(
+            f"{path} is a colour picture, not a label map: a label map has one channel of numbers; save the numbers of "
+            f"the classes (or a palette's indices), not their colours"
+        )
     if values.dtype.kind == "f":
         good = (values >= 0) & (values <= _EXACT_FLOAT) & (values == np.floor(values))
     else:
@@ -243,15 +253,58 @@ def _named() -> Iterator[None]:
         raise DataError(str(error)) from None
 
 
-def require_folder(folder: Path, layout: str) -> Path:
+def require_folder(folder: Path, layout: str, root: Path | None = None) -> Path:
     """`folder`, which must be there.
+
+    root: what the user named, from which `folder` was made; None: the folder above it.
 
     Raises:
         DataError: it is not; the message shows the layout that is expected, and a nearby folder that has it.
     """
     if folder.is_dir():
         return folder
-    for near in (folder.parent.parent, *sorted(p for p in folder.parent.glob("*/") if p.is_dir())):
-        if (near / folder.name).is_dir():
+    root = root or folder.parent
+    inside = folder.relative_to(root)
+    for near in (*list(root.parents)[:2], *sorted(p for p in root.glob("*/") if p.is_dir())):
+        if (near / inside).is_dir():
             raise DataError(f"there is no folder {folder}; did you mean the root {near}? The layout is {layout}")
     raise DataError(f"there is no folder {folder}: the layout is {layout}")
+
+
+def names_in(folder: Path, suffix: str) -> set[str]:
+    """The names of a folder's files that end in `suffix`, without it: one look at the folder, none at its files."""
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries]
+    return {name.removesuffix(suffix) for name in names if name.endswith(suffix) and not name.startswith(".")}
+
+
+def paired(photos: set[str], labels: set[str], remedy: str, what: str = "images") -> list[str]:
+    """The names of photos, sorted; each must have a label, and each label a photo.
+
+    Raises:
+        DataError: one of them is alone; the message ends with the remedy.
+    """
+    alone = sorted(photos ^ labels)
+    if alone:
+        names = ", ".join(alone[:3])
+        raise DataError(f"{len(alone):,} {what} lack photo or label, such as {names}: {remedy}")
+    return sorted(photos)
+
+
+def part_of(count: int, whole: int, what: str) -> str:
+    """What part of a benchmark `count` images are, for `Dataset.note`: "" only for as many as there should be."""
+    if count > whole:
+        return f"{count:,} images, not the {whole:,} {what}"
+    return "" if count == whole else f"{count:,} of the {whole:,} {what}"
+
+
+def check_values(path: Path, values: np.ndarray, last: int, void: int | None, whose: str) -> None:
+    """Checks that a label map (int [H, W], from 0 on) holds nothing but 0 to `last`, and `void` if there is such.
+
+    Raises:
+        DataError: it does; the message names the file, the value, and what `whose` maps hold.
+    """
+    wrong = values[(values > last) & (values != void)] if void is not None else values[values > last]
+    if wrong.size:
+        also = f", and {void} for void" if void is not None else ""
+        raise DataError(f"{path} holds the value {wrong[0]}: {whose} maps hold 0 to {last}{also}; fetch it again")

@@ -1,15 +1,25 @@
-"""Cityscapes, fine annotations, in the layout of its own downloads; the paper's 27 classes."""
+"""Cityscapes, fine annotations, in the layout of its own downloads; the paper's 27 classes, or the benchmark's 19."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import typer
 
-from diffseg.datasets.base import DataError, Dataset, read_map, read_photo, require_folder
+from diffseg.datasets.base import (
+    DataError,
+    Dataset,
+    check_values,
+    names_in,
+    paired,
+    part_of,
+    read_map,
+    read_photo,
+    require_folder,
+)
 
 # labelIds 7..33, in order.
 CLASSES = (
@@ -18,6 +28,11 @@ CLASSES = (
     "bus", "caravan", "trailer", "train", "motorcycle", "bicycle",
 )  # fmt: skip
 _FIRST, _LAST = 7, 33
+# The classes that the benchmark's own evaluation leaves out; the other 19, in the same order, are its trainIds 0..18.
+_RARE = frozenset({
+    "parking", "rail track", "guard rail", "bridge", "tunnel", "polegroup", "caravan", "trailer",
+})  # fmt: skip
+CLASSES_19 = tuple(name for name in CLASSES if name not in _RARE)
 FRAMES = 500
 DOWNLOADS = "https://www.cityscapes-dataset.com/downloads/"
 HINT = "; make data-cityscapes says where to get it"
@@ -30,12 +45,14 @@ class Cityscapes(Dataset):
     Args:
         root: folder that holds leftImg8bit and gtFine. split: val, train. count, keys: a part of the frames, see
             `Dataset.choose`.
+        classes: 27, as the paper, labelIds 7..33; 19, those that Cityscapes itself scores (trainIds), all else ignored.
 
     Raises:
-        DataError: no frames, or frames without their partner.
+        DataError: no frames, or frames without their partner; another number of classes.
     """
 
-    classes = CLASSES
+    classes: tuple[str, ...] = CLASSES
+    added: Mapping[str, object] = {"classes": 27}  # what runs were made with before there was a choice
 
     def __init__(
         self,
@@ -44,25 +61,28 @@ class Cityscapes(Dataset):
         size: int = 512,
         count: int | None = None,
         keys: Sequence[str] | str | None = None,
+        classes: int = 27,
     ):
-        self.size = size
-        self._photos = require_folder(Path(root) / "leftImg8bit" / split, LAYOUT)
-        self._labels = require_folder(Path(root) / "gtFine" / split, LAYOUT)
+        if type(classes) is not int or classes not in (27, 19):
+            raise DataError(f"classes must be 27 (the paper's) or 19 (those that Cityscapes scores), got {classes!r}")
+        self.size, self.classes = size, CLASSES if classes == 27 else CLASSES_19
+        self._class_of_id = np.full(256, -1, np.int32)  # all that a labelIds PNG of 8 bits can hold
+        self._class_of_id[_FIRST : _LAST + 1] = [
+            self.classes.index(name) if name in self.classes else -1 for name in CLASSES
+        ]
+        self._photos = require_folder(Path(root) / "leftImg8bit" / split, LAYOUT, Path(root))
+        self._labels = require_folder(Path(root) / "gtFine" / split, LAYOUT, Path(root))
         photos = _keys(self._photos, "_leftImg8bit.png")
         labels = _keys(self._labels, "_gtFine_labelIds.png")
         if not photos and not labels:
             raise DataError(f"{self._photos} has no frames: the layout is {LAYOUT}")
-        if photos != labels:
-            alone = sorted(photos ^ labels)
-            raise DataError(
-                f"{len(alone)} frames lack photo or label, such as {', '.join(alone[:3])}: "
-                f"fetch leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip again"
-            )
-        self.keys = sorted(photos)
+        remedy = "fetch leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip again"
+        self.keys = paired(photos, labels, remedy, "frames")
+        self.note = part_of(len(self.keys), FRAMES, "frames of val")
         if split != "val":
             self.note = f"{len(self.keys):,} frames of {split}, not of val"
-        elif len(self.keys) != FRAMES:
-            self.note = f"{len(self.keys)} of the {FRAMES} frames of val"
+        if classes != 27:
+            self.note = f"{self.note or f'all {FRAMES} frames of val'}, with {classes} classes instead of 27"
         self.choose(count, keys)
 
     def file(self, key: str) -> Path:
@@ -78,13 +98,16 @@ class Cityscapes(Dataset):
         return read_photo(self.file(key))
 
     def raw_label(self, key: str) -> np.ndarray:
-        """int32 [1024, 2048]: labelIds 7..33 -> 0..26, all else -1."""
+        """int32 [1024, 2048]: labelIds to 0..26 or 0..18, all else -1."""
         ids = read_map(self.truth_file(key))
-        return np.where((ids >= _FIRST) & (ids <= _LAST), ids - _FIRST, -1)
+        check_values(self.truth_file(key), ids, 255, None, "labelIds")
+        return self._class_of_id[ids]
 
 
 def _keys(folder: Path, suffix: str) -> set[str]:
-    return {p.relative_to(folder).as_posix().removesuffix(suffix) for p in folder.glob(f"*/*{suffix}")}
+    """CITY/FRAME of all cities: one look at each folder."""
+    cities = [city.name for city in folder.iterdir() if city.is_dir()]
+    return {f"{city}/{name}" for city in cities for name in names_in(folder / city, suffix)}
 
 
 def main(root: Annotated[Path, typer.Argument(help="Folder that holds leftImg8bit and gtFine.")]) -> None:

@@ -1,10 +1,13 @@
-"""The 27 classes of COCO-Stuff-27: the super-categories of COCO-Stuff, 12 of things and then 15 of stuff."""
+"""COCO val2017 with the labels of COCO-Stuff: 27 super-categories (12 of things, then 15 of stuff), or all 171 classes.
+
+What is common to every set of classes is `CocoMaps`: photos, fine labels, splits, captions.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from io import StringIO
@@ -14,8 +17,8 @@ import numpy as np
 from pycocotools.coco import COCO
 from rich.progress import track
 
-from diffseg.datasets.base import DataError, Dataset, read_map, read_photo, require_folder
-from diffseg.files import cache_folder, content_hashes, write
+from diffseg.datasets.base import DataError, Dataset, names_in, part_of, read_map, read_photo, require_folder
+from diffseg.files import cache_folder, write
 
 CLASSES: tuple[str, ...] = (
     "electronic-things",
@@ -103,22 +106,37 @@ for _index, _name in enumerate(CLASSES):
 # What captions call the classes: every fine name, without what tells it from its neighbours ("wall-brick": wall).
 VOCABULARY: dict[str, int] = {name.partition("-")[0]: COARSE[value] for value, name in reversed(NAMES.items())}
 
+# All 171 classes, and what a prompt calls them: "wall-brick" is a brick wall, "wall-other" a wall.
+FINE: tuple[str, ...] = tuple(NAMES.values())
+_PLAIN = {"playingfield": "playing field", "waterdrops": "water drops", "window-blind": "window blind"}
+
+
+def _noun(name: str) -> str:
+    head, _, tail = name.partition("-")
+    return _PLAIN.get(name) or (f"{tail} {head}" if tail not in ("", "other", "stuff") else head)
+
+
+FINE_NOUNS: dict[str, int] = {_noun(name): index for index, name in enumerate(FINE)}
+
 UNLABELLED = 255
+NO_CLASS = -2  # of values that no map of COCO-Stuff's holds: the gaps in COCO's numbers
 _OTHER = 183  # the stuff category that stands for "some thing": there, and only there, instances are painted
 LAYOUT = (
     "ROOT/val2017/*.jpg with ROOT/stuffthingmaps/val2017/*.png, or with ROOT/annotations/{stuff,instances}_val2017.json"
     "; make data-coco DATA=ROOT fetches photos and PNGs"
 )
 
+IMAGES = 5000  # of val2017
 SPLIT_SIZE = 2175
 SPLIT_SHA256 = "7c629734c88f1a74bba6311e01d4d9fe976df84f07cb4fc86452ce5116e51655"
 
 
-def to_classes(values: np.ndarray) -> np.ndarray:
-    """Values of the stuffthingmaps (0..181, 255 = unlabelled) -> classes 0..26, -1 = unlabelled; int32."""
-    table = np.full(UNLABELLED + 1, -1, np.int32)
-    table[: len(COARSE)] = COARSE
-    return table[values]
+def class_table(class_of: Mapping[int, int]) -> np.ndarray:
+    """Class of each value of the stuffthingmaps: int32 [256], -1 = unlabelled. class_of: of values that are classes."""
+    table = np.full(UNLABELLED + 1, NO_CLASS, np.int32)
+    table[list(class_of)] = list(class_of.values())
+    table[UNLABELLED] = -1
+    return table
 
 
 def in_split(values: np.ndarray) -> bool:
@@ -127,14 +145,17 @@ def in_split(values: np.ndarray) -> bool:
     return bool(stuff.mean() >= 0.75) and min(values.shape) >= 360
 
 
-class CocoStuff27(Dataset):
+class CocoMaps(Dataset):
     """COCO val2017 with COCO-Stuff's labels, from a folder in COCO's own layout. keys: image ids, sorted.
 
-    Any subset of the images works; `note` says how many of the split's 2,175 there are.
+    Any subset of the images works; `note` says how many of the benchmark's there are. A subclass says what the classes
+    are, and which class each value of the stuffthingmaps is.
+
+    table: int32 [256], see `class_table`. benchmark: the split that is scored in the literature.
 
     Args:
         root: folder that holds val2017.
-        split: "stuff27", the paper's 2,175 images, found by rule; "all", every image with a label.
+        split: "stuff27", the paper's 2,175 images, found by rule; "all", every image with a label; None: `benchmark`.
         labels: "png", the stuffthingmaps; "json", the official annotations, painted by pycocotools; "auto", PNGs where
             there are any.
         count, keys: a part of the images, see `Dataset.choose`.
@@ -143,19 +164,19 @@ class CocoStuff27(Dataset):
         DataError: folders or images missing, or the full val2017 gives another split than the paper's.
     """
 
-    classes = CLASSES
-    nouns = NOUNS
-    vocabulary = VOCABULARY
+    table: np.ndarray
+    benchmark = "stuff27"
 
     def __init__(
         self,
         root: str | Path,
-        split: str = "stuff27",
+        split: str | None = None,
         labels: str = "auto",
         size: int = 512,
         count: int | None = None,
         keys: Sequence[str] | str | None = None,
     ):
+        split = self.benchmark if split is None else split
         if split not in ("stuff27", "all") or labels not in ("auto", "png", "json"):
             raise DataError(f"split must be stuff27 or all, labels auto, png or json; got {split!r} and {labels!r}")
         self.root, self.size = Path(root), size
@@ -164,21 +185,24 @@ class CocoStuff27(Dataset):
         self._maps = self.root / "stuffthingmaps" / "val2017"
         if labels == "png" or (labels == "auto" and self._maps.is_dir()):
             self._annotations = None
-            known = {p.stem for p in require_folder(self._maps, LAYOUT).glob("*.png")}
+            known = names_in(require_folder(self._maps, LAYOUT, self.root), ".png")
         else:
             self._annotations = _Annotations(require_folder(self.root / "annotations", LAYOUT))
             known = self._annotations.keys
-        photos = {p.stem for p in self._photos.glob("*.jpg")}
+        photos = names_in(self._photos, ".jpg")
         if not photos:
             raise DataError(f"{self._photos} has no .jpg photos: the layout is {LAYOUT}")
         if not known >= photos:
             lacking = sorted(photos - known)
             raise DataError(f"{len(lacking)} photos of {self._photos} have no label, such as {', '.join(lacking[:3])}")
         self.keys = sorted(photos)
-        self.note = f"all {len(self.keys):,} images, not the paper's split"
         if split == "stuff27":
-            self.note = ""
+            self.note = "" if self.benchmark == split else f"the {SPLIT_SIZE:,} images of COCO-Stuff-27's split"
             self.keys = self._split()  # says in `note` if images of the split lack
+        elif self.benchmark == split:
+            self.note = part_of(len(self.keys), IMAGES, "images of val2017")
+        else:
+            self.note = f"all {len(self.keys):,} images, not the paper's split"
         self.choose(count, keys)
 
     def file(self, key: str) -> Path:
@@ -189,21 +213,30 @@ class CocoStuff27(Dataset):
         """ROOT/stuffthingmaps/val2017/KEY.png; None where labels are painted from the official JSON."""
         return self._maps / f"{key}.png" if self._annotations is None else None
 
-    def truth_fingerprint(self) -> str:
-        """Hash of the keys and of the PNGs, or of the JSON files that the labels are painted from."""
+    def truth_files(self) -> dict[str, Path]:
+        """The PNGs, or the JSON files that the labels are painted from."""
         if self._annotations is None:
-            return super().truth_fingerprint()
-        files = {file.name: file for file in self._annotations.files}
-        facts = [self.keys, sorted(content_hashes(files).items())]
-        return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+            return super().truth_files()
+        return {file.name: file for file in self._annotations.files}
 
     def photo(self, key: str) -> np.ndarray:
         """uint8 [H, W, 3]."""
         return read_photo(self.file(key))
 
     def raw_label(self, key: str) -> np.ndarray:
-        """int32 [H, W], 0..26, -1 = unlabelled."""
-        return to_classes(self.values(key))
+        """int32 [H, W], 0 to the last class, -1 = unlabelled.
+
+        Raises:
+            DataError: as `values`, or a value that is no class.
+        """
+        values = self.values(key)
+        labels = self.table[values]
+        if labels.min() == NO_CLASS:
+            raise DataError(
+                f"{self._source(key)} holds the value {values[labels == NO_CLASS][0]}, a gap in COCO's numbers: values "
+                f"are COCO's ids less one; fetch the stuffthingmaps again"
+            )
+        return labels
 
     def caption_file(self) -> Path:
         """ROOT/annotations/captions_val2017.json, of annotations_trainval2017.zip."""
@@ -223,15 +256,18 @@ class CocoStuff27(Dataset):
         """The fine labels, int32 [H, W]: 0..181, 255 = unlabelled."""
         if self._annotations is not None:
             return self._annotations.paint(key)
-        path = self.truth_file(key)
-        assert path is not None
+        path = self._source(key)
         values = read_map(path)
-        wrong = values[((values >= len(COARSE)) & (values != UNLABELLED)) | (values < 0)]
+        wrong = values[(values >= len(COARSE)) & (values != UNLABELLED)]
         if wrong.size:
             raise DataError(
                 f"{path} holds the value {wrong[0]}: COCO-Stuff's maps hold 0 to 181, and 255 for unlabelled"
             )
         return values
+
+    def _source(self, key: str) -> Path:
+        """The file that the labels of an image are read from."""
+        return self._maps / f"{key}.png" if self._annotations is None else self._annotations.files[0]
 
     def _split(self) -> list[str]:
         """The images of the split among those there are; derived from all labels once, then remembered."""
@@ -265,6 +301,24 @@ class CocoStuff27(Dataset):
         )
         facts = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
         return hashlib.sha256(repr((self.keys, facts)).encode()).hexdigest()[:16]
+
+
+class CocoStuff27(CocoMaps):
+    """The paper's: 27 super-categories, its 2,175 images of val2017."""
+
+    classes = CLASSES
+    nouns = NOUNS
+    vocabulary = VOCABULARY
+    table = class_table(dict(enumerate(COARSE)))
+
+
+class CocoStuff171(CocoMaps):
+    """All 171 classes of COCO-Stuff, 80 of things and then 91 of stuff, all 5,000 images of val2017."""
+
+    classes = FINE
+    nouns = FINE_NOUNS
+    table = class_table({value: index for index, value in enumerate(NAMES)})
+    benchmark = "all"
 
 
 def _sha256(keys: list[str]) -> str:

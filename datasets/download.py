@@ -1,22 +1,28 @@
-"""Fetches COCO val2017 with its stuff labels: `make data-coco`, or `python -m diffseg.datasets.download ROOT`.
+"""Fetches data sets that need no account: `make data-coco`, or `python -m diffseg.datasets.download ROOT coco`.
+
+Likewise voc, context and ade20k, in the layout that each has when its own archives are unpacked.
 
 Connections that fail and servers that answer 5xx are tried again a few times; an interrupted transfer continues where
-it broke. Archives are checked against the length the server announces, against what they should hold, and, while they
-are unpacked, against the checksums inside them: one that fails is removed, so that the next call fetches it anew. What
-is complete is not fetched again.
+it broke. Archives are checked against the length the server announces, against the official file's checksum where that
+is known, against what they should hold, and, while they are unpacked, against the checksums inside them: one that fails
+is removed, so that the next call fetches it anew. What is complete is not fetched again.
 """
 
 from __future__ import annotations
 
 import errno
+import functools
+import hashlib
 import shutil
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import IO, Annotated
 
 import requests
 import typer
@@ -24,9 +30,10 @@ from requests.adapters import HTTPAdapter
 from rich.progress import DownloadColumn, Progress, TransferSpeedColumn, track
 from urllib3.util import Retry
 
-from diffseg.datasets.base import DataError
+from diffseg.datasets.base import DataError, names_in
+from diffseg.errors import did_you_mean
 
-# COCO's archives have less than 1 GB and some 123,000 members; these limits leave room.
+# Archives have up to 2 GB (VOC 2012) and some 123,000 members (COCO-Stuff); these limits leave room.
 MOST_PACKED_BYTES = 8 << 30
 MOST_MEMBERS = 1_000_000
 _PIECE_BYTES = 1 << 16
@@ -35,9 +42,12 @@ _READABLE = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # Python unpacks others 
 
 @dataclass(frozen=True)
 class Archive:
-    """A zip file to fetch: the members `suffix` below a folder `part` are unpacked to ROOT/target, `count` of them.
+    """A file to fetch. Of a .zip or .tar, the members `suffix` below a folder `part` are unpacked to ROOT/target.
 
-    most_bytes: what they may take unpacked.
+    Any other file is itself what is wanted, and is put there. Several parts of a file are several archives of one url.
+
+    count: of members. or_more: whether there may be more. most_bytes: what they may take unpacked. checksum: of the
+    official file, "md5:..." or "sha1:..."; "": not known.
     """
 
     url: str
@@ -46,10 +56,16 @@ class Archive:
     target: str
     count: int
     most_bytes: int = 4 << 30
+    or_more: bool = False
+    checksum: str = ""
 
     @property
     def name(self) -> str:
         return self.url.rsplit("/", 1)[-1]
+
+    def has_all(self, count: int) -> bool:
+        """Whether so many members are as many as there should be."""
+        return count == self.count or (self.or_more and count > self.count)
 
 
 COCO = (
@@ -62,6 +78,43 @@ COCO = (
         5000,
     ),
 )
+_VOC_2012 = functools.partial(
+    Archive,
+    "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar",
+    checksum="md5:6cd6e144f989b92b3379bac3b3de84fd",
+)
+VOC = (
+    _VOC_2012("JPEGImages", ".jpg", "VOCdevkit/VOC2012/JPEGImages", 17125),
+    _VOC_2012("SegmentationClass", ".png", "VOCdevkit/VOC2012/SegmentationClass", 2913),
+    _VOC_2012("Segmentation", ".txt", "VOCdevkit/VOC2012/ImageSets/Segmentation", 3),
+)
+CONTEXT = (
+    Archive(
+        "https://codalabuser.blob.core.windows.net/public/trainval_merged.json",
+        "",
+        ".json",
+        "VOCdevkit/VOC2010",
+        1,
+        checksum="md5:3c2d0c0656b7be9eb61928ffe885d8ce",
+    ),
+    Archive(
+        "http://host.robots.ox.ac.uk/pascal/VOC/voc2010/VOCtrainval_03-May-2010.tar",
+        "JPEGImages",
+        ".jpg",
+        "VOCdevkit/VOC2010/JPEGImages",
+        10103,  # as many are annotated
+        or_more=True,
+        checksum="md5:da459979d0c395079b5c75ee67908abb",
+    ),
+)
+_ADE = functools.partial(
+    Archive,
+    "http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip",
+    "validation",
+    checksum="sha1:219e1696abb36c8ba3a3afe7fb2f4b4606a897c7",
+)
+ADE20K = (_ADE(".jpg", "images/validation", 2000), _ADE(".png", "annotations/validation", 2000))
+SETS = {"coco": COCO, "voc": VOC, "context": CONTEXT, "ade20k": ADE20K}
 
 
 def fetch(archive: Archive, folder: Path) -> Path:
@@ -83,8 +136,24 @@ def fetch(archive: Archive, folder: Path) -> Path:
             f"cannot fetch {archive.url} ({type(error).__name__}{status}): check the network and run this again, it "
             f"continues where it broke; or fetch the file elsewhere and put it at {path}"
         ) from error
+    _check_sum(partial, archive)
     partial.replace(path)
     return path
+
+
+def _check_sum(partial: Path, archive: Archive) -> None:
+    """Removes what has been fetched, and says so, if it is not the official file."""
+    if not archive.checksum:
+        return
+    kind, _, expected = archive.checksum.partition(":")
+    with partial.open("rb") as file:
+        found = hashlib.file_digest(file, kind).hexdigest()
+    if found != expected:
+        partial.unlink()
+        raise DataError(
+            f"{archive.url} is not the official file, or was damaged on its way ({kind} {found}, not {expected}), and "
+            f"was removed: run this again to fetch it anew, or put a file that you trust at {partial.with_suffix('')}"
+        )
 
 
 def _session() -> requests.Session:
@@ -147,9 +216,10 @@ def _number(text: str) -> int:
 
 
 def unpack(path: Path, archive: Archive, root: Path) -> int:
-    """Unpacks the wanted members of a zip file to root/target; returns how many are there then.
+    """Unpacks the wanted members of a zip or tar file to root/target; returns how many are there then.
 
-    Only the last part of a member's name is used, so nothing can land outside the target.
+    Only the last part of a member's name is used, so nothing can land outside the target. A file that is no archive is
+    copied there as it is.
 
     Raises:
         DataError: the archive is damaged, lacks members or would unpack to more than `most_bytes`. It is removed, to be
@@ -157,7 +227,7 @@ def unpack(path: Path, archive: Archive, root: Path) -> int:
     """
     target = root / archive.target
     target.mkdir(parents=True, exist_ok=True)
-    with _removed_if_bad(path), zipfile.ZipFile(path) as opened:
+    with _removed_if_bad(path), _opened(path) as opened:
         members = _members(opened, archive)
         left_bytes = archive.most_bytes
         for name, member in track(members.items(), f"unpacking {archive.name}", transient=True):
@@ -178,11 +248,51 @@ def unpack(path: Path, archive: Archive, root: Path) -> int:
     return len(members)
 
 
+class _Tar:
+    """A tar file, or a file by itself, with what `unpack` uses of a `ZipFile`. Links and devices are no members."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._tar = tarfile.open(path, "r:") if path.suffix == ".tar" else None  # noqa: SIM115 (closed by __exit__)
+        self._places: dict[str, tarfile.TarInfo] = {}
+
+    def __enter__(self) -> _Tar:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._tar:
+            self._tar.close()
+
+    def infolist(self) -> list[zipfile.ZipInfo]:
+        """The members; of a tar file at most one more than there may be."""
+        if self._tar is None:
+            return [_info(self._path.name, self._path.stat().st_size)]
+        self._places = {m.name: m for m in islice(self._tar, MOST_MEMBERS + 1) if m.isreg() and "\0" not in m.name}
+        return [_info(m.name, m.size) for m in self._places.values()]
+
+    def open(self, member: zipfile.ZipInfo) -> IO[bytes]:
+        if self._tar is None:
+            return self._path.open("rb")
+        source = self._tar.extractfile(self._places[member.filename])
+        assert source is not None  # of a regular file there is one
+        return source
+
+
+def _info(name: str, size_bytes: int) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name)
+    info.file_size = size_bytes
+    return info
+
+
+def _opened(path: Path) -> zipfile.ZipFile | _Tar:
+    return zipfile.ZipFile(path) if path.suffix == ".zip" else _Tar(path)
+
+
 class _ArchiveError(Exception):
     """What is wrong with an archive."""
 
 
-def _members(opened: zipfile.ZipFile, archive: Archive) -> dict[str, zipfile.ZipInfo]:
+def _members(opened: zipfile.ZipFile | _Tar, archive: Archive) -> dict[str, zipfile.ZipInfo]:
     """The wanted members by the last part of their names: as many as there should be, and not too large."""
     everything = opened.infolist()
     if len(everything) > MOST_MEMBERS:
@@ -190,10 +300,13 @@ def _members(opened: zipfile.ZipFile, archive: Archive) -> dict[str, zipfile.Zip
     members = {
         Path(m.filename).name: m
         for m in everything
-        if m.filename.endswith(archive.suffix) and archive.part in m.filename.split("/")[:-1]
+        if m.filename.endswith(archive.suffix) and (not archive.part or archive.part in m.filename.split("/")[:-1])
     }
-    if len(members) != archive.count:
-        raise _ArchiveError(f"holds {len(members)} {archive.suffix} files of {archive.part}, not {archive.count}")
+    if not archive.has_all(len(members)):
+        least = "at least " if archive.or_more else ""
+        raise _ArchiveError(
+            f"holds {len(members)} {archive.suffix} files of {archive.part}, not {least}{archive.count}"
+        )
     size = sum(m.file_size for m in members.values())
     if size > archive.most_bytes:
         raise _ArchiveError(f"unpacks to {size:,} bytes, more than {archive.most_bytes:,}")
@@ -210,7 +323,7 @@ def _removed_if_bad(path: Path) -> Iterator[None]:
         yield
     except _ArchiveError as error:
         reason = str(error)
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, RuntimeError, ValueError) as error:
         reason = f"is damaged ({error})"
     except OSError as error:
         if error.errno != errno.EINVAL:  # a place outside the file; all else is the disk's trouble
@@ -226,7 +339,7 @@ def download(root: Path, archives: tuple[Archive, ...] = COCO) -> None:
     """Fetches and unpacks what root lacks; archives are kept in root/archives until all is unpacked."""
     for archive in archives:
         target = root / archive.target
-        if target.is_dir() and len(list(target.glob(f"*{archive.suffix}"))) >= archive.count:
+        if target.is_dir() and len(names_in(target, archive.suffix)) >= archive.count:
             typer.echo(f"{target}: complete")
             continue
         count = unpack(fetch(archive, root / "archives"), archive, root)
@@ -234,10 +347,18 @@ def download(root: Path, archives: tuple[Archive, ...] = COCO) -> None:
     shutil.rmtree(root / "archives", ignore_errors=True)
 
 
-def main(root: Annotated[Path, typer.Argument(help="Folder to hold val2017 and stuffthingmaps.")]) -> None:
-    """Fetches COCO val2017 photos and stuff labels (about 1.5 GB) into a folder."""
+def main(
+    root: Annotated[Path, typer.Argument(help="Folder to hold the data set, in the layout of its own download.")],
+    data: Annotated[str, typer.Argument(help=f"Which: {', '.join(SETS)}.")] = "coco",
+) -> None:
+    """Fetches COCO val2017 with stuff labels (1.5 GB), Pascal VOC 2012 or Pascal Context (2 GB each), ADE20K (1 GB)."""
     try:
-        download(root)
+        if data not in SETS:
+            raise DataError(
+                f"there is no {data!r} to fetch{did_you_mean(data, list(SETS))}: it must be {', '.join(SETS)} "
+                f"(for Cityscapes, make data-cityscapes says where to get it)"
+            )
+        download(root, SETS[data])
     except (DataError, OSError) as error:
         typer.echo(f"download: {error}", err=True)
         raise typer.Exit(2) from error

@@ -43,7 +43,8 @@ class Folder(Dataset):
         self.root, self.ignore, self.size, self._suffix = Path(root), ignore, size, label_suffix
         if not self.root.is_dir():
             raise DataError(f"there is no folder {self.root}")
-        photos = [p for p in self.root.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.endswith(label_suffix)]
+        files = list(self.root.iterdir())
+        photos = [p for p in files if p.suffix.lower() in SUFFIXES and not p.name.endswith(label_suffix)]
         of_stem = Counter(p.stem for p in photos)
         self._photos = {p.stem if of_stem[p.stem] == 1 else p.name: p for p in sorted(photos)}
         if not self._photos:
@@ -58,7 +59,8 @@ class Folder(Dataset):
             hidden = next(p for p in photos if p not in self._photos.values())
             raise DataError(f"{hidden} has the name of another image with its suffix: rename one")
         self.keys = list(self._photos)
-        without = [key for key in self.keys if not self._label_path(key).exists()]
+        there = {file.name for file in files}
+        without = [key for key in self.keys if f"{key}{label_suffix}" not in there]
         self.labelled = not without
         if without and len(without) < len(self.keys):
             names = ", ".join(f"{key}{label_suffix}" for key in without[:3])

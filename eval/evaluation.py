@@ -163,7 +163,8 @@ def dataset_line(name: str, dataset: Dataset) -> str:
 def identity_of(experiment: Experiment) -> dict[str, Any]:
     """Everything that changes the label maps: what the data and the model are, not where they lie; settings; code."""
     data, methods = experiment.dataset, experiment.segmenters
-    what = {key: value for key, value in data.settings.items() if key not in data.made.located}
+    unsaid = data.made.added.items()
+    what = {k: v for k, v in data.settings.items() if k not in data.made.located and (k, v) not in unsaid}
     identity: dict[str, Any] = {"dataset": {**what, "fingerprint": data.made.fingerprint()}}
     code: dict[str, Any] = {"dataset": data.code}
     if experiment.masks:

@@ -1,17 +1,22 @@
 """Fetching data: whole, broken off, damaged and hostile archives, from a server on localhost."""
 
 import gzip
+import hashlib
 import io
 import socket
+import tarfile
 import threading
 import zipfile
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from typer.testing import CliRunner
 from urllib3.util import Retry
 
+from diffseg.datasets import download as module
 from diffseg.datasets.base import DataError
-from diffseg.datasets.download import Archive, download, fetch, unpack
+from diffseg.datasets.download import SETS, Archive, download, fetch, unpack
 
 
 def zipped(members: dict[str, bytes]) -> bytes:
@@ -311,3 +316,147 @@ def test_the_limit_holds_while_unpacking(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="unpacks to more than 2,500,000 bytes"):
         unpack(path, archive, tmp_path)
     assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["0.png"]
+
+
+# --- tar files, files by themselves, checksums ------------------------------------------------------------------------
+
+
+def tarred(members: dict[str, bytes], *others: tarfile.TarInfo) -> bytes:
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w") as file:
+        for name, body in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(body)
+            file.addfile(member, io.BytesIO(body))
+        for member in others:
+            file.addfile(member)
+    return made.getvalue()
+
+
+def no_file(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, target
+    return member
+
+
+KIT = {f"VOCdevkit/VOC2012/JPEGImages/{i}.jpg": bytes([i]) * 70_000 for i in range(3)}
+LISTS = {"VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt": b"1\n", "VOCdevkit/VOC2012/ImageSets/Main/val.txt": b"2\n"}
+
+
+def kit_parts(server, **more) -> tuple[Archive, Archive]:
+    url = f"http://127.0.0.1:{server.http.server_port}/kit.tar"
+    photos = Archive(url, "JPEGImages", ".jpg", "VOCdevkit/VOC2012/JPEGImages", 3, **more)
+    return photos, Archive(url, "Segmentation", ".txt", "VOCdevkit/VOC2012/ImageSets/Segmentation", 1, **more)
+
+
+def test_two_parts_of_a_tar_file_are_fetched_once(server, tmp_path):
+    server.body = tarred(KIT | LISTS)
+    parts = kit_parts(server, checksum=f"md5:{hashlib.md5(server.body).hexdigest()}")
+    for _ in range(2):
+        download(tmp_path, parts)
+        written = {str(p.relative_to(tmp_path)): p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+        assert written == {name: body for name, body in (KIT | LISTS).items() if "Main" not in name}
+    assert len(server.ranges) == 1
+
+
+def test_nothing_of_a_tar_file_lands_outside(server, tmp_path):
+    root, folder = tmp_path / "root", "VOCdevkit/VOC2012/JPEGImages"
+    evil = {f"../../{folder}/../evil.jpg": b"1", f"/{folder}/evil2.jpg": b"2", f"{folder}/fine.jpg": b"3"}
+    links = [
+        no_file(f"{folder}/link.jpg", tarfile.SYMTYPE, "/etc/passwd"),
+        no_file(f"{folder}/hard.jpg", tarfile.LNKTYPE, f"{folder}/fine.jpg"),
+        no_file(f"{folder}/pipe.jpg", tarfile.FIFOTYPE),
+        no_file(f"{folder}/folder.jpg", tarfile.DIRTYPE),
+    ]
+    server.body = tarred(evil, *links)
+    photos, _ = kit_parts(server)
+    unpack(fetch(photos, root / "archives"), photos, root)
+    written = [p for p in tmp_path.rglob("*") if p.name.endswith(".jpg")]
+    assert sorted(p.name for p in written) == ["evil.jpg", "evil2.jpg", "fine.jpg"]
+    assert all(p.parent == root / folder and p.is_file() and not p.is_symlink() for p in written)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (tarred(KIT)[:100_000], "kit.tar is damaged"),
+        (b"<html>" * 200, "kit.tar is damaged"),
+        (tarred(dict(list(KIT.items())[:2])), "holds 2 .jpg files of JPEGImages, not 3"),
+        (tarred({f"train/{i}": b"" for i in range(60)} | KIT), "holds 51 members, more than 50"),
+        (tarred({name: bytes(2_000_000) for name in KIT}), "unpacks to 6,000,000 bytes, more than 3,000,000"),
+        (gzip.compress(tarred(KIT)), "kit.tar is damaged"),
+    ],
+    ids=["cut", "html", "few", "many", "large", "packed"],
+)
+def test_a_refused_tar_file_is_removed_and_fetched_again(server, tmp_path, monkeypatch, body, words):
+    monkeypatch.setattr("diffseg.datasets.download.MOST_MEMBERS", 50)
+    photos, _ = kit_parts(server, most_bytes=3_000_000)
+    server.body, server.limit = body, len(body)
+    with pytest.raises(DataError, match=words) as caught:
+        download(tmp_path, (photos,))
+    assert "run this again" in str(caught.value)
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+    server.body, server.limit = tarred(KIT), 1 << 30
+    download(tmp_path, (photos,))
+    assert len(list((tmp_path / photos.target).iterdir())) == 3
+
+
+def test_more_than_there_must_be(server, tmp_path):
+    server.body = tarred(KIT)
+    photos, _ = kit_parts(server)
+    download(tmp_path, (replace(photos, count=2, or_more=True),))
+    assert len(list((tmp_path / photos.target).iterdir())) == 3
+    with pytest.raises(DataError, match=r"holds 3 .jpg files of JPEGImages, not at least 4"):
+        download(tmp_path, (replace(photos, count=4, or_more=True),))
+
+
+def test_a_file_by_itself(server, tmp_path):
+    server.body, server.limit = b'{"images": []}' * 5_000, 66_000
+    url = f"http://127.0.0.1:{server.http.server_port}/labels.json"
+    labels = Archive(url, "", ".json", "VOCdevkit/VOC2010", 1, checksum=f"sha1:{hashlib.sha1(server.body).hexdigest()}")
+    with pytest.raises(DataError, match="it continues where it broke"):
+        download(tmp_path, (labels,))
+    for _ in range(2):
+        download(tmp_path, (labels,))
+    assert (tmp_path / "VOCdevkit" / "VOC2010" / "labels.json").read_bytes() == server.body
+    assert not (tmp_path / "archives").exists()
+    assert len(server.ranges) == 2
+
+
+def test_what_is_not_the_official_file_is_removed(server, tmp_path):
+    archive = replace(server.archive(), checksum="md5:" + "0" * 32)
+    with pytest.raises(
+        DataError, match=r"is not the official file, .*md5 [0-9a-f]{32}, not 0{32}.*run this again"
+    ) as told:
+        fetch(archive, tmp_path)
+    assert not list(tmp_path.iterdir())
+    assert str(tmp_path / "maps.zip") in str(told.value)
+    (tmp_path / "maps.zip").write_bytes(server.body)  # a user's own: what is in it is looked at as ever
+    assert unpack(fetch(archive, tmp_path), archive, tmp_path) == 3
+
+
+def test_the_command_fetches_what_is_named(server, tmp_path, monkeypatch):
+    app = module.typer.Typer()
+    app.command()(module.main)
+    server.body = tarred(KIT | LISTS)
+    monkeypatch.setitem(SETS, "voc", kit_parts(server))
+    ran = CliRunner().invoke(app, [str(tmp_path), "voc"])
+    assert ran.exit_code == 0, ran.output
+    assert "JPEGImages: 3 files" in ran.stdout
+    assert CliRunner().invoke(app, [str(tmp_path), "voc"]).stdout.count("complete") == 2
+    ran = CliRunner().invoke(app, [str(tmp_path), "voc2012"])
+    assert (ran.exit_code, ran.stderr.count("\n")) == (2, 1)
+    assert "there is no 'voc2012' to fetch; did you mean voc?" in ran.stderr
+
+
+def test_official_addresses_fit_the_layouts_that_are_read():
+    for name, archives in SETS.items():
+        assert len({(a.target, a.suffix) for a in archives}) == len(archives), name
+        for archive in archives:
+            kind, _, digest = archive.checksum.partition(":")
+            assert len(digest) == {"": 0, "md5": 32, "sha1": 40}[kind]
+            assert archive.url.startswith("http")
+    assert {a.target for a in SETS["voc"]} == {
+        f"VOCdevkit/VOC2012/{part}" for part in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation")
+    }
+    assert {a.target for a in SETS["ade20k"]} == {"images/validation", "annotations/validation"}
