@@ -170,8 +170,10 @@ class Dataset:
         photo, size = self.photo(key), size or self.size
         if self.prepare == "crop":
             return image_to_pixels(photo, size)
-        whole = self.prepare == "whole"
-        return prepare(photo, working_size(*photo.shape[:2], size, multiple) if whole else (size, size))[0]
+        shape = (size, size)
+        if self.prepare == "whole":
+            shape = working_size(photo.shape[0], photo.shape[1], size, multiple)
+        return prepare(photo, shape)[0]
 
     def crop(self, x: np.ndarray) -> np.ndarray:
         """What is used of a photo or label map [H, W, ...], at its own scale."""
@@ -197,8 +199,9 @@ class Dataset:
         if self.prepare == "crop":
             return resize_label(label, size or self.size)
         if self.prepare == "whole":
-            return label.astype(np.int32) if size is None else nearest(label, working_size(*label.shape, size, 1))
-        return nearest(label, (size or self.size,) * 2)
+            height, width = label.shape
+            return label.astype(np.int32) if size is None else nearest(label, working_size(height, width, size, 1))
+        return nearest(label, (size or self.size, size or self.size))
 
     def check_size(self, key: str, shape: tuple[int, ...]) -> None:
         """Checks that the photo of a key, by its file's header, is of its label's shape (height, width).

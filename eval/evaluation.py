@@ -122,6 +122,7 @@ def evaluate(experiment: Experiment) -> dict[str, Any]:
             resolve_device(device)
     dataset = experiment.dataset.made
     keys = shard_of(dataset.keys, experiment.shard)
+    _check_protocols(experiment)
     if experiment.masks:
         _check_masks(experiment.masks, dataset, experiment.skip_errors)
     run = open_folder(experiment)
@@ -155,6 +156,17 @@ def evaluate(experiment: Experiment) -> dict[str, Any]:
 def dataset_line(name: str, dataset: Dataset) -> str:
     """What is evaluated: "scenes, 64 images", with the note on subsets."""
     return f"{name}, {len(dataset):,} images" + (f" ({dataset.note})" if dataset.note else "")
+
+
+def _check_protocols(experiment: Experiment) -> None:
+    """Refuses protocols that need classes on labels that are regions without."""
+    data = experiment.dataset
+    wrong = [rule for rule, part in experiment.protocols.items() if part.made.needs_classes]
+    if data.made.regions and wrong:
+        raise UserError(
+            f"the protocol {wrong[0]} needs classes, and the labels of {data.name} are regions without: choose "
+            f"protocol=[regions,boundaries]"
+        )
 
 
 # --- identity ---------------------------------------------------------------------------------------------------------
@@ -225,6 +237,7 @@ def _predict(experiment: Experiment, run: Run, keys: Sequence[str]) -> None:
     segmenters = {name: part.made for name, part in experiment.segmenters.items()}
     if any(isinstance(s, Oracle) for s in segmenters.values()) and not dataset.labelled:
         raise UserError("a segmenter that is told the truth needs labels, and this data set has none")
+    _check_told(experiment)
     damaged = run.remove_damaged(keys)
     if damaged:
         say(f"predict: {damaged} damaged label maps are made again")
@@ -259,6 +272,16 @@ def _predict(experiment: Experiment, run: Run, keys: Sequence[str]) -> None:
         say(f"predict: {left_out} images left out, see {run.folder / 'errors'}")
     if not run.missing(dataset.keys):
         run.remove_partials()
+
+
+def _check_told(experiment: Experiment) -> None:
+    """Refuses oracles where there is not one truth with classes."""
+    oracles = [name for name, part in experiment.segmenters.items() if isinstance(part.made, Oracle)]
+    if oracles and experiment.dataset.made.regions:
+        raise UserError(
+            f"the segmenter {oracles[0]} is told the truth, and {experiment.dataset.name} has several truths an image, "
+            f"none with classes: leave it out with '~segmenters.{oracles[0]}'"
+        )
 
 
 def _predict_side_by_side(experiment: Experiment) -> None:
@@ -384,7 +407,7 @@ def _score(experiment: Experiment, run: Run) -> Summary:
         "model": model.name if model else None,
         "timestep": experiment.look.timestep if model else None,
         **({"layers": experiment.look.layers} if experiment.look.layers is not None else {}),
-        "size": run.score_size or data.size,
+        "size": run.score_size or (None if data.prepare == "whole" else data.size),
         "images": len(data) - len(counts.skipped),
         "skipped": counts.skipped,
         "segmenters": {

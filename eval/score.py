@@ -142,6 +142,8 @@ class Table:
     def of_annotations(self) -> list[np.ndarray]:
         """`dense` of each annotation."""
         assert self.rows is not None
+        if self.rows.sum() != len(self.pixels):
+            raise ValueError(f"rows of {self.rows.tolist()} do not make up {len(self.pixels)}")
         parts = np.split(self.pixels, np.cumsum(self.rows)[:-1])
         return [Table(self.segments, part).dense() for part in parts]
 
@@ -426,7 +428,7 @@ def image_scores(images: pd.DataFrame, protocol: Protocol, background: int | Non
     table: see `tables_of`; of regions, that of the first annotation.
     """
     tables = tables_of(images)
-    scores = protocol.metrics(protocol.statistics(tables, background))
+    scores = protocol.metrics(protocol.statistics(counts_for(images, protocol), background))
     first = [table if isinstance(table, np.ndarray) else table[0] for table in tables]
     return pd.DataFrame(
         {
