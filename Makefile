@@ -2,7 +2,7 @@ PYTHON ?= python3
 RUN = .venv/bin/python
 EVAL = .venv/bin/diffseg-eval
 
-.PHONY: help evidence setup eval eval-coco eval-cityscapes check baselines ablations figures tables test test-quick fuzz data-coco data-cityscapes lint bench mini clean
+.PHONY: help evidence setup eval eval-coco eval-cityscapes eval-bsds check baselines ablations figures tables test test-quick fuzz data-coco data-cityscapes data-bsds lint bench mini clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -23,6 +23,9 @@ eval-coco: setup  ## COCO-Stuff-27 in DATA with MODEL (sd14, mini, ...); more se
 
 eval-cityscapes: setup  ## Cityscapes in DATA with MODEL
 	$(EVAL) experiment=cityscapes dataset.root=$(or $(DATA),data/cityscapes) model=$(or $(MODEL),sd14) $(ARGS)
+
+eval-bsds: setup  ## BSDS500's test images in DATA with MODEL: covering, PRI, VI and boundary F of all methods over their settings
+	$(EVAL) experiment=bsds500 dataset.root=$(or $(DATA),data/bsds500) model=$(or $(MODEL),sd14) $(ARGS)
 
 check: setup     ## the gate: make eval's metrics against results/reference/mini-scenes.yaml
 	$(EVAL) 'stages=[predict,score,report,check]' reference=mini-scenes $(ARGS)
@@ -82,6 +85,9 @@ data-coco: setup  ## fetch COCO val2017 photos and stuff labels into DATA (about
 
 data-cityscapes: setup  ## check the Cityscapes folder DATA: what is missing, and where to get it
 	$(RUN) -m diffseg.datasets.cityscapes $(or $(DATA),data/cityscapes)
+
+data-bsds: setup  ## check the BSDS500 folder DATA: what is missing, and where to get it
+	$(RUN) -m diffseg.datasets.bsds500 $(or $(DATA),data/bsds500)
 
 lint: setup      ## style and types
 	$(RUN) -m ruff check .

@@ -41,7 +41,7 @@ from diffseg.eval.score import (
 from diffseg.eval.show.report import write_report
 from diffseg.eval.show.tables import result_table
 from diffseg.eval.show.tracker import Tracker
-from diffseg.eval.show.worth import granularity_table, worth_table
+from diffseg.eval.show.worth import granularity_table, scales_table, worth_table
 from diffseg.eval.sources import source_hash
 from diffseg.eval.workers import shard_of, side_by_side
 from diffseg.files import content_hashes, write
@@ -140,17 +140,26 @@ def evaluate(experiment: Experiment) -> dict[str, Any]:
 
     if "report" in experiment.stages and (summary or run.summary.exists()):
         summary = summary or read_summary(run)
-        console = Console()
-        console.print(result_table(summary))
-        if summary["granularity"]:
-            console.print(granularity_table(summary["granularity"]).for_terminal())
-        elif len(summary["protocols"]) > 1:
-            console.print(worth_table(summary).for_terminal())
+        _print(summary, dataset)
         say(f"report: {write_report(run, dataset, summary, next(iter(experiment.protocols.values())).made)}")
 
     if summary and experiment.reference is not None:
         _check(summary, experiment.reference)
     return {**summary, "folder": str(run.folder)} if summary else {}
+
+
+def _print(summary: Summary, dataset: Dataset) -> None:
+    """The tables of a run on the terminal."""
+    if dataset.regions:
+        tables = [scales_table([summary]).for_terminal()]
+    elif summary["granularity"]:
+        tables = [result_table(summary), granularity_table(summary["granularity"]).for_terminal()]
+    elif len(summary["protocols"]) > 1:
+        tables = [result_table(summary), worth_table(summary).for_terminal()]
+    else:
+        tables = [result_table(summary)]
+    for table in tables:
+        Console().print(table)
 
 
 def dataset_line(name: str, dataset: Dataset) -> str:

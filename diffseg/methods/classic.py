@@ -21,22 +21,19 @@ from diffseg.observed import Observed
 class Felzenszwalb(Segmenter):
     """Efficient graph-based segmentation (Felzenszwalb and Huttenlocher 2004).
 
-    scale: k, in units of colours from 0 to 255: the larger, the larger the segments. sigma: of the Gaussian that the
-    photo is smoothed with, in pixels. min_size: pixels of the smallest segment; null: as many as the scale says, so
-    that one setting goes from fine to coarse.
+    scale: k, for colours from 0 to 255: the larger, the larger the segments. sigma: of the Gaussian that the photo is
+    smoothed with, in pixels. min_size: pixels of the smallest segment.
     """
 
     needs = Needs()
 
-    def __init__(self, scale: float = 300, sigma: float = 0.8, min_size: int | None = None):
+    def __init__(self, scale: float = 500, sigma: float = 0.8, min_size: int = 50):
         _check_installed("felzenszwalb")
-        if not 0 < scale < math.inf or not 0 <= sigma <= 100 or (min_size is not None and min_size < 1):
+        if not 0 < scale < math.inf or not 0 <= sigma <= 100 or min_size < 1:
             raise UserError(
-                f"scale must be above 0, sigma 0 to 100 and min_size at least 1 or null; got {scale}, {sigma} and "
-                f"{min_size}"
+                f"scale must be above 0, sigma 0 to 100 and min_size at least 1; got {scale}, {sigma} and {min_size}"
             )
-        self.scale, self.sigma = scale, sigma
-        self.min_size = max(1, round(scale)) if min_size is None else min_size
+        self.scale, self.sigma, self.min_size = scale, sigma, min_size
 
     def segment(self, image: Observed) -> np.ndarray:
         """Labels int64 [H, W], 0..K-1."""

@@ -109,9 +109,7 @@ def _scale_cell(scales: Mapping[str, Any], metric: str, kind: str) -> str:
 # --- as BSDS500's benchmark -------------------------------------------------------------------------------------------
 
 _KINDS = {"covering": ("ods", "ois"), "pri": ("ods",), "vi": ("ods",), "matched_f": ("ods", "ois")}
-_SCALES = tuple(  # (metric, which of its best values), in the columns' order
-    (metric, kind) for metric, kinds in _KINDS.items() for kind in kinds
-)
+_SCALES = [(metric, kind) for metric, kinds in _KINDS.items() for kind in kinds]  # a column each
 
 
 def scales_of(summary: Summary) -> dict[str, dict[str, Mapping[str, Any]]]:
