@@ -2,12 +2,15 @@
 
 import json
 import re
+import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import typer
 from PIL import Image
 from scipy.io import loadmat, savemat
 from typer.testing import CliRunner
@@ -25,7 +28,6 @@ from diffseg.eval.protocols import Boundaries, Regions
 from diffseg.eval.regions import best_regions
 from diffseg.eval.runs import find_run
 from diffseg.eval.score import Annotations, count_all, counts_for
-from diffseg.eval.show import gallery
 from diffseg.eval.show.published import published_beside
 from diffseg.eval.show.tables import leading_metrics
 from diffseg.eval.show.tables import main as make_tables
@@ -104,9 +106,10 @@ def test_the_split_is_said(bsds):
 
 def test_a_changed_annotation_is_another_truth(bsds):
     before = Bsds500(bsds)
+    fingerprint = before.truth_fingerprint()
     save_annotations(before.truth_file("22"), np.ones((48, 32)))
     after = Bsds500(bsds)
-    assert after.truth_fingerprint() != before.truth_fingerprint() or len(after.annotations("22")) == 1
+    assert after.truth_fingerprint() != fingerprint
     assert after.fingerprint() == before.fingerprint()
 
 
@@ -151,8 +154,6 @@ def test_photos_and_annotations_that_do_not_go_together(bsds):
 
 
 def test_the_command_says_what_is_missing_and_where_to_get_it(bsds):
-    import typer
-
     app = typer.Typer()
     app.command()(main)
     ran = CliRunner().invoke(app, [str(bsds)])
@@ -246,9 +247,12 @@ def test_counts_are_written_and_read(bsds, tmp_path):
     assert [list(rows) for rows in images["rows"]] == [[3, 2, 4]] * 2
     first = counts_for(images, Regions())[0]
     assert [table.tolist() for table in first] == [[[768], [768], [0]], [[1536], [0]], [[768], [384], [384], [0]]]
-    assert [list(counts) for counts in counts_for(images, Boundaries())] == [[0, 0 + 32 + 32 + 24, 0, 0]] * 1 + [
-        [0, 0 + 48 + 48 + 16, 0, 0]
-    ] or all(counts[2:].tolist() == [0, 0] for counts in counts_for(images, Boundaries()))
+    # The truth's lines: between halves, and in the third annotation also across the right half; thinning takes a
+    # pixel where they meet.
+    assert [counts.tolist() for counts in counts_for(images, Boundaries())] == [
+        [0, 32 + 0 + (32 + 24 - 1), 0, 0],
+        [0, 48 + 0 + (48 + 16 - 1), 0, 0],
+    ]
 
 
 class OfBenchmark(Dataset):
@@ -405,15 +409,15 @@ def test_published_rows_stand_beside_all_two_hundred_alone(bsds, tmp_path, monke
     assert "gPb-owt-ucm" not in (Path(part["folder"]) / "report.html").read_text()
     table = scales_table([summary], published_beside("bsds500", "regions", None))
     assert table.cells[0][:5] == ["human", "72.0", "72.0", "88.0", "1.17"]
-    assert [row[0] for row in table.cells[-2:]] == ["whole", "grid"] or table.cells[-2][0] in ("whole", "grid")
+    assert {row[0] for row in table.cells[-2:]} == {"whole", "grid"}
     make_tables(tmp_path / "runs", tmp_path / "tables")
     made = (tmp_path / "tables" / "bsds500.md").read_text()
     assert "| Felzenszwalb-Huttenlocher | 52.0 | 57.0 |" in made
     assert "| grid |" in made
 
 
-def test_an_unlabelled_shape_is_of_the_photo(tmp_path):
-    """A data set as it was: cropped, and no key of its settings is new."""
+def test_other_data_sets_are_what_they_were():
+    """Cropped, with classes, and no key of their settings is new, so that no run of theirs is another one."""
     config, _ = configured("dataset=folder", "dataset.root=x")
     assert set(config["dataset"]) == {"_target_", "root", "classes", "ignore", "label_suffix", "size", "count", "keys"}
     assert (Folder.prepare, Folder.regions) == ("crop", False)
@@ -424,8 +428,6 @@ def test_an_unlabelled_shape_is_of_the_photo(tmp_path):
 
 def observed(photo, size=None):
     pixels = np.moveaxis(photo / 127.5 - 1, -1, 0).astype(np.float32)
-    import torch
-
     return Batch([torch.from_numpy(pixels)], lambda *_: Observation({}), sizes=None if size is None else [size])[0]
 
 
@@ -434,7 +436,7 @@ def test_classics_part_what_is_apart(method):
     pytest.importorskip("skimage")
     photo = np.full((40, 60, 3), 30)
     photo[:, 30:] = 200
-    made = method(min_size=20, scale=50) if method is Felzenszwalb else method(n_segments=2)
+    made = method(scale=50, sigma=0, min_size=100) if method is Felzenszwalb else method(n_segments=2)
     for size in (None, (20, 30)):
         labels = made.segment(observed(photo, size))
         assert labels.shape == (size or (40, 60))
@@ -452,9 +454,14 @@ def test_a_missing_package_is_one_sentence(monkeypatch):
 
 
 def test_classics_are_loaded_when_they_are_used():
-    ran = command("--version")
-    assert ran.returncode == 0
-    assert "skimage" not in {name.partition(".")[0] for name in sys.modules} or "skimage" in sys.modules
+    code = "import sys, diffseg.methods.classic as c; c.Slic(); print('skimage' in sys.modules)"
+    pytest.importorskip("skimage")
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "False"
+
+
+def test_classics_refuse_what_they_cannot_take():
+    pytest.importorskip("skimage")
     for made, words in ((lambda: Felzenszwalb(0), "scale must be above 0"), (lambda: Slic(0), "n_segments must be 1")):
         with pytest.raises(UserError, match=words):
             made()
@@ -483,4 +490,3 @@ def test_a_person_covers_what_another_drew():
     grid = np.indices(truths[0].shape) // 110
     cells = Regions().score([Annotations(truths).count(grid[0] * 10 + grid[1]).of_annotations()])
     assert cells["covering"] < 0.5 < person["covering"] < 1
-    assert gallery._LINE > 0
