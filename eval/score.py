@@ -172,17 +172,27 @@ def count(truth: np.ndarray, labels: np.ndarray, classes: int, boundaries: bool 
     Raises:
         UserError: different shapes, a label >= classes, or a negative segment.
     """
-    if truth.shape != labels.shape:
-        raise UserError(f"the truth is {truth.shape} but the label map {labels.shape}: they must be of one size")
+    _check_map(truth, labels)
     if truth.size and truth.max() >= classes:
         raise UserError(f"label {truth.max()} found, but there are {classes} classes (0 to {classes - 1})")
+    segments, rank = np.unique(labels, return_inverse=True)
+    along = boundary_counts(truth, labels) if boundaries else None
+    return Table(segments.astype(np.int64), _shared(truth, rank, classes, len(segments)), along)
+
+
+def _check_map(truth: np.ndarray, labels: np.ndarray) -> None:
+    """Refuses a label map that cannot be counted against a truth."""
+    if truth.shape != labels.shape:
+        raise UserError(f"the truth is {truth.shape} but the label map {labels.shape}: they must be of one size")
     if labels.size and labels.min() < 0:
         raise UserError(f"segment {labels.min()} found: segment numbers start at 0")
-    segments, rank = np.unique(labels, return_inverse=True)
+
+
+def _shared(truth: np.ndarray, rank: np.ndarray, classes: int, segments: int) -> np.ndarray:
+    """Pixels of each class, and of void, int64 [classes + 1, segments], in segments of rank int [H, W]."""
     rows = np.where(truth < 0, classes, truth).astype(np.int64)
-    pixels = np.bincount((rows * len(segments) + rank).ravel(), minlength=(classes + 1) * len(segments))
-    along = boundary_counts(truth, labels) if boundaries else None
-    return Table(segments.astype(np.int64), pixels.reshape(classes + 1, len(segments)), along)
+    pixels = np.bincount((rows * segments + rank).ravel(), minlength=(classes + 1) * segments)
+    return pixels.reshape(classes + 1, segments)
 
 
 class Annotations:
@@ -199,10 +209,12 @@ class Annotations:
 
     def count(self, labels: np.ndarray) -> Table:
         """As `count`, of each annotation: a label map int [H, W]."""
-        tables = [count(truth, labels, max(int(truth.max()), 0) + 1) for truth in self.truths]
+        _check_map(self.truths[0], labels)
+        segments, rank = np.unique(labels, return_inverse=True)
+        tables = [_shared(truth, rank, int(truth.max(initial=0)) + 1, len(segments)) for truth in self.truths]
         along = None if self.edges is None else matched_counts(self.edges, boundaries(labels))
-        pixels, rows = [table.pixels for table in tables], [len(table.pixels) for table in tables]
-        return Table(tables[0].segments, np.concatenate(pixels), along, np.array(rows, np.int64))
+        rows = np.array([len(table) for table in tables], np.int64)
+        return Table(segments.astype(np.int64), np.concatenate(tables), along, rows)
 
 
 class _Counter(TorchDataset):

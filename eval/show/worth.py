@@ -115,12 +115,12 @@ _SCALES = [(metric, kind) for metric, kinds in _KINDS.items() for kind in kinds]
 def scales_of(summary: Summary) -> dict[str, dict[str, Mapping[str, Any]]]:
     """{method: {metric: its best values over the settings tried, see `Scales`}}; of one setting, its value alone."""
     found: dict[str, dict[str, Mapping[str, Any]]] = {}
-    tried = set()
+    tried: set[str] = set()
     for method, curves in summary["granularity"].items():
         for curve in curves.values():
             found.setdefault(method, {}).update({curve["metric"]: curve, **curve.get("others", {})})
             tried |= {*curve["settings"]}
-    for name in summary["segmenters"].keys() - tried:
+    for name in (name for name in summary["segmenters"] if name not in tried):
         for by_segmenter in summary["protocols"].values():
             scores = by_segmenter[name]
             values = {m: {"ods": scores[m], "ods_interval": ends} for m, ends in scores["interval"].items()}
@@ -134,11 +134,10 @@ def scales_table(summaries: Sequence[Summary], published: Sequence[Mapping[str, 
     cells = [[row["method"], *_published_cells(row), "", row["source"]] for row in published]
     for summary in summaries:
         for name, scales in sorted(scales_of(summary).items(), key=lambda item: -_covering(item[1])):
-            told = " *" if summary["segmenters"].get(name, {"told": None})["told"] else ""
             setting = scales.get("covering", {}).get("ods_setting", "")
             numbers = [_scale_cell(scales.get(metric, {}), metric, kind) for metric, kind in _SCALES]
             label = f"{name}, {summary['model']}" if several else name
-            cells.append([label + told, *numbers, setting, "this run" if len(summaries) == 1 else summary["run"]])
+            cells.append([label, *numbers, setting, "this run" if len(summaries) == 1 else summary["run"]])
     headings = ["method", *(f"{metric_heading(metric)}\n{kind.upper()}" for metric, kind in _SCALES)]
     caption = (
         "ODS: at the best common setting, by each measure; OIS: at the best setting of every image. Intervals are 95 % "
