@@ -325,7 +325,11 @@ def main(
         tables[benchmark] = paper_table(benchmark, known), title, note
     whole = {s["model"]: s for s in known if s["dataset"]["name"] == "bsds500" and is_whole(s)}  # the latest of each
     shown = scales_table([*whole.values()], published_beside("bsds500", "regions", None))
-    tables["bsds500"] = _as_frame(shown), "BSDS500, the 200 test images", f"{shown.caption} Sources: {SOURCES}."
+    tables["bsds500"] = (
+        _as_frame(shown),
+        "BSDS500, the 200 test images",
+        f"{shown.caption}. Source of the published numbers: {SOURCES}.",
+    )
     for model in dict.fromkeys(s["model"] or "" for s in known):
         note = "Percent; intervals are 95 % over images. The latest run of each setting; names tell what was varied."
         name = "".join(c if c.isalnum() else "-" for c in model).strip("-")

@@ -134,16 +134,16 @@ def scales_table(summaries: Sequence[Summary], published: Sequence[Mapping[str, 
     cells = [[row["method"], *_published_cells(row), "", row["source"]] for row in published]
     for summary in summaries:
         for name, scales in sorted(scales_of(summary).items(), key=lambda item: -_covering(item[1])):
-            setting = scales.get("covering", {}).get("ods_setting", "")
+            setting = scales.get("covering", {}).get("ods_setting", "").removeprefix(f"{name}.")
             numbers = [_scale_cell(scales.get(metric, {}), metric, kind) for metric, kind in _SCALES]
             label = f"{name}, {summary['model']}" if several else name
             cells.append([label, *numbers, setting, "this run" if len(summaries) == 1 else summary["run"]])
     headings = ["method", *(f"{metric_heading(metric)}\n{kind.upper()}" for metric, kind in _SCALES)]
     caption = (
         "ODS: at the best common setting, by each measure; OIS: at the best setting of every image. Intervals are 95 % "
-        "over images. F: boundaries matched one to one."
+        "over images. F: boundaries matched one to one"
     )
-    return Shown("as BSDS500's benchmark", [*headings, "best common setting of covering", "source"], cells, caption)
+    return Shown("as BSDS500's benchmark", [*headings, "setting of covering\nODS", "source"], cells, caption)
 
 
 def _covering(scales: Mapping[str, Mapping[str, Any]]) -> float:
