@@ -131,7 +131,7 @@ def predict(
     sizes = [dataset.size, *sorted({asked.size for asked in needs if asked.size} - {dataset.size})]
     on_cpu = backbone is None or backbone.device.type == "cpu"
     pin = backbone is not None and backbone.device.type == "cuda"
-    multiple = backbone.multiple if backbone else 1
+    multiple = backbone.multiple if backbone and dataset.prepare == "whole" else 1
     images_read = _Loader(dataset, todo, sizes, multiple, told, prompted)
     batches = loader(images_read, 1 if on_cpu else batch_size, workers, pin)
     look = look.within(Look(size=dataset.size))
