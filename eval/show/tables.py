@@ -160,7 +160,7 @@ def result_table(summary: Summary) -> Table:
     cells = []
     for name, scores in summary["segmenters"].items():
         told = f"\n(told {scores['told']})" if scores["told"] else ""
-        by_metric = summary["protocols"][summary["protocol"]][name]
+        by_metric: Mapping[str, Any] = scores  # of which those of the leading protocol are a part
         metrics = [with_interval(by_metric.get(m), scores["interval"].get(m, (None, None)), m) for m in leading]
         ties = [" to ".join(f"{100 * x:.1f}" for x in scores.get("ties", ()) if x is not None)] * len(over_ties)
         cells.append([f"{name}{told}", *metrics, *ties, f"{scores['segments']:.1f}"])
@@ -177,8 +177,10 @@ def result_table(summary: Summary) -> Table:
 def leading_metrics(summary: Summary) -> list[str]:
     """The metrics of the protocol that a run leads with: accuracy and mIoU, or its headline and then the others."""
     known = list(next(iter(summary["segmenters"].values()))["interval"])
+    if "miou" in known:
+        return known
     headline = summary["headlines"][summary["protocol"]]
-    return known if "miou" in known else [headline, *(name for name in known if name != headline)]
+    return [headline, *(name for name in known if name != headline)]
 
 
 def metric_label(metric: str) -> str:
