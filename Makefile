@@ -2,7 +2,7 @@ PYTHON ?= python3
 RUN = .venv/bin/python
 EVAL = .venv/bin/diffseg-eval
 
-.PHONY: help evidence setup eval eval-coco eval-cityscapes eval-voc eval-context eval-ade20k eval-coco-object check baselines ablations figures tables leaderboard test test-quick fuzz data-coco data-voc data-context data-ade20k data-cityscapes lint bench mini clean
+.PHONY: help evidence setup eval eval-coco eval-cityscapes eval-voc eval-context eval-ade20k eval-coco-object eval-bsds check baselines ablations figures tables leaderboard test test-quick fuzz data-coco data-voc data-context data-ade20k data-bsds data-cityscapes lint bench mini clean
 
 help:            ## this list
 	@grep -E '^[a-z0-9-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
@@ -35,6 +35,9 @@ eval-ade20k: setup  ## ADE20K in DATA with MODEL, as DiffCut scores
 
 eval-coco-object: setup  ## COCO-Object in DATA with MODEL, as DiffCut scores
 	$(EVAL) experiment=coco_object dataset.root=$(or $(DATA),data/coco) model=$(or $(MODEL),sd14) $(ARGS)
+
+eval-bsds: setup  ## BSDS500's test images in DATA with MODEL: covering, PRI, VI and boundary F of all methods over their settings
+	$(EVAL) experiment=bsds500 dataset.root=$(or $(DATA),data/bsds500) model=$(or $(MODEL),sd14) $(ARGS)
 
 check: setup     ## the gate: make eval's metrics against results/reference/mini-scenes.yaml
 	$(EVAL) 'stages=[predict,score,report,check]' reference=mini-scenes $(ARGS)
@@ -108,6 +111,9 @@ data-ade20k: setup  ## fetch ADE20K's validation part into DATA (about 1 GB)
 
 data-cityscapes: setup  ## check the Cityscapes folder DATA: what is missing, and where to get it
 	$(RUN) -m diffseg.datasets.cityscapes $(or $(DATA),data/cityscapes)
+
+data-bsds: setup  ## check the BSDS500 folder DATA: what is missing, and where to get it
+	$(RUN) -m diffseg.datasets.bsds500 $(or $(DATA),data/bsds500)
 
 lint: setup      ## style and types
 	$(RUN) -m ruff check .

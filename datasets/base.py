@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from diffseg.datasets.transforms import centre_crop, image_to_pixels, resize_label
+from diffseg.datasets.transforms import centre_crop, image_to_pixels, nearest, resize_label
 from diffseg.errors import UserError, did_you_mean, printable
 from diffseg.files import content_hashes
 from diffseg.images import ImageError, read_numbers, read_rgb, read_size
+from diffseg.resizing import prepare, working_size
 from diffseg.words import caption_of, nouns_in
 
 
@@ -40,12 +41,19 @@ class Dataset:
     part of the benchmark this is, "" only for exactly the images that published numbers are of. located: the
     constructor's arguments that say where the data lies, not what it is. added: arguments that came later, with the
     value that means what was there before: at that value they are no part of a run's identity, so it keeps its name.
+
+    prepare: what a model is shown of a photo. "crop": the middle square, size x size pixels. "squash": all of it, at
+    size x size pixels. "whole": all of it in its own shape, about size x size pixels of area; then labels are made and
+    compared at the photo's own size.
+    regions: labels are regions without classes, of one or several annotations (`annotations`).
     """
 
     classes: tuple[str, ...] = ()
     background: int | None = None
     labelled: bool = True
+    regions: bool = False
     note: str = ""
+    prepare: str = "crop"
     size: int = 512
     keys: list[str]
     located: tuple[str, ...] = ("root", "keys")
@@ -64,6 +72,8 @@ class Dataset:
             DataError: a size or count out of range, a class named twice, a key that the data set does not have, a file
                 that is not there.
         """
+        if self.prepare not in ("crop", "squash", "whole"):
+            raise DataError(f"prepare must be crop, squash or whole, got {self.prepare!r}")
         if type(self.size) is not int or not 8 <= self.size <= 8192:
             raise DataError(f"size must be 8 to 8192 pixels a side, got {self.size!r}")
         twice = next((name for name in self.classes if self.classes.count(name) > 1), None)
@@ -119,6 +129,10 @@ class Dataset:
         """The labels at the photo's own size, int [H, W], -1 = ignored."""
         raise NotImplementedError(f"{type(self).__name__} does not say how its labels are read")
 
+    def annotations(self, key: str) -> list[np.ndarray]:
+        """The labels of each annotation at the photo's own size, int [H, W], -1 = ignored; of classes, there is one."""
+        return [self.raw_label(key)]
+
     @property
     def nouns(self) -> Mapping[str, int]:
         """What a prompt that lists the classes calls each of them -> the class."""
@@ -152,20 +166,49 @@ class Dataset:
         caption = self.caption(key)
         return Words(caption, nouns_in(caption, self.vocabulary), len(self.classes))
 
-    def image(self, key: str, size: int | None = None) -> torch.Tensor:
-        """float32 [3, size, size] in [-1, 1]: centre crop, bilinear without antialiasing.
+    def image(self, key: str, size: int | None = None, multiple: int = 1) -> torch.Tensor:
+        """A photo as `prepare` says, float32 [3, h, w] in [-1, 1].
 
-        size: in place of the data set's.
+        Crops are bilinear without antialiasing, as the paper's; else antialiased, as for single photos.
+
+        Args:
+            size: in place of the data set's. multiple: what both sides of a whole photo must be multiples of.
         """
-        return image_to_pixels(self.photo(key), size or self.size)
+        photo, size = self.photo(key), size or self.size
+        if self.prepare == "crop":
+            return image_to_pixels(photo, size)
+        shape = (size, size)
+        if self.prepare == "whole":
+            shape = working_size(photo.shape[0], photo.shape[1], size, multiple)
+        return prepare(photo, shape)[0]
 
-    def square(self, key: str) -> np.ndarray:
-        """The photo as it is cropped, at its own scale: uint8 [S, S, 3]."""
-        return centre_crop(self.photo(key))
+    def crop(self, x: np.ndarray) -> np.ndarray:
+        """What is used of a photo or label map [H, W, ...], at its own scale."""
+        return centre_crop(x) if self.prepare == "crop" else x
 
     def label(self, key: str) -> np.ndarray:
-        """int32 [size, size], -1 = ignored: centre crop, nearest-exact."""
-        return resize_label(self.raw_label(key), self.size)
+        """int32 [h, w], -1 = ignored: as predictions are."""
+        return self.fitted(self.raw_label(key))
+
+    def label_shape(self, key: str) -> tuple[int, int]:
+        """The (height, width) of the predictions for a photo."""
+        return self.predicted(self.photo(key).shape) if self.prepare == "whole" else (self.size, self.size)
+
+    def predicted(self, original: tuple[int, ...]) -> tuple[int, int]:
+        """The (height, width) of the predictions for a photo of the original shape (height, width, ...)."""
+        return (original[0], original[1]) if self.prepare == "whole" else (self.size, self.size)
+
+    def fitted(self, label: np.ndarray, size: int | None = None) -> np.ndarray:
+        """A label map int [H, W] of a photo's own shape as it is compared, int32 [h, w]: nearest-exact.
+
+        size: pixels a side, of whole photos about size x size of area; None: as predictions are.
+        """
+        if self.prepare == "crop":
+            return resize_label(label, size or self.size)
+        if self.prepare == "whole":
+            height, width = label.shape
+            return label.astype(np.int32) if size is None else nearest(label, working_size(height, width, size, 1))
+        return nearest(label, (size or self.size, size or self.size))
 
     def check_size(self, key: str, shape: tuple[int, ...]) -> None:
         """Checks that the photo of a key, by its file's header, is of its label's shape (height, width).

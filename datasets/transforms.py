@@ -1,6 +1,6 @@
-"""The benchmark's pre-processing, to the pixel: centre crop to the short side, then 512 x 512.
+"""Pre-processing of photos and labels. The paper's, to the pixel: centre crop to the short side, then 512 x 512.
 
-Pillow's resize is not used: it antialiases, and the protocol does not.
+There Pillow's resize is not used: it antialiases, and the protocol does not.
 """
 
 from __future__ import annotations
@@ -28,7 +28,16 @@ def image_to_pixels(image: np.ndarray, size: int = 512) -> torch.Tensor:
 
 def resize_label(label: np.ndarray, size: int = 512) -> np.ndarray:
     """A label map int [H, W] as int32 [size, size]: nearest with half-pixel centres ("nearest-exact"), any int32."""
-    square = centre_crop(label)
-    positions = torch.arange(len(square), dtype=torch.float32)[None, None]  # torch says which; it moves no label
-    nearest = F.interpolate(positions, size, mode="nearest-exact")[0, 0].numpy().astype(np.int64)
-    return square[np.ix_(nearest, nearest)].astype(np.int32)
+    return nearest(centre_crop(label), (size, size))
+
+
+def nearest(label: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """All of a label map int [H, W] as int32 of another shape (height, width): nearest with half-pixel centres."""
+    rows, columns = (_nearest(old, new) for old, new in zip(label.shape, shape, strict=True))
+    return label[np.ix_(rows, columns)].astype(np.int32)
+
+
+def _nearest(old: int, new: int) -> np.ndarray:
+    """The position, 0..old-1, that each of `new` positions takes its label from: int64 [new]."""
+    positions = torch.arange(old, dtype=torch.float32)[None, None]  # torch says which; it moves no label
+    return F.interpolate(positions, new, mode="nearest-exact")[0, 0].numpy().astype(np.int64)

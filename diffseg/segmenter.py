@@ -22,6 +22,7 @@ from diffseg.images import load_image, overlay
 from diffseg.methods.base import as_numpy
 from diffseg.methods.merging import Settings, labels_of, proposals
 from diffseg.observed import Batch, Observed
+from diffseg.resizing import prepare, working_size
 
 if TYPE_CHECKING:
     from diffseg.backbones.base import Backbone
@@ -225,25 +226,6 @@ def describe(mask: np.ndarray) -> dict[str, Any]:
         "bbox": [int(x) for x in coco_mask.toBbox(rle)],
         "segmentation": {"size": [int(x) for x in rle["size"]], "counts": rle["counts"].decode("ascii")},
     }
-
-
-def working_size(height: int, width: int, size: int, multiple: int) -> tuple[int, int]:
-    """The (height, width) nearest to the photo's shape with about size x size area, both multiples of `multiple`.
-
-    Photos more than 16 times as long as wide are shortened to that: the grid of anchors needs some positions a side.
-    """
-    ratio = min(max(height / width, 1 / 16), 16)
-    sides = (size * math.sqrt(ratio), size / math.sqrt(ratio))
-    h, w = (max(round(side / multiple), 1) * multiple for side in sides)
-    return h, w
-
-
-def prepare(photo: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
-    """A photo uint8 [H, W, 3] as the model takes it: float32 [1, 3, h, w] in [-1, 1], resized with antialiasing."""
-    x = torch.from_numpy(np.array(photo)).permute(2, 0, 1)[None].float()
-    if x.shape[2:] != size:
-        x = F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=True)
-    return x / 127.5 - 1
 
 
 class _Clock:

@@ -41,7 +41,7 @@ from diffseg.eval.score import (
 from diffseg.eval.show.report import write_report
 from diffseg.eval.show.tables import result_table
 from diffseg.eval.show.tracker import Tracker
-from diffseg.eval.show.worth import granularity_table, worth_table
+from diffseg.eval.show.worth import granularity_table, scales_table, worth_table
 from diffseg.eval.sources import source_hash
 from diffseg.eval.workers import shard_of, side_by_side
 from diffseg.files import content_hashes, write
@@ -122,6 +122,7 @@ def evaluate(experiment: Experiment) -> dict[str, Any]:
             resolve_device(device)
     dataset = experiment.dataset.made
     keys = shard_of(dataset.keys, experiment.shard)
+    _check_protocols(experiment)
     if experiment.masks:
         _check_masks(experiment.masks, dataset, experiment.skip_errors)
     run = open_folder(experiment)
@@ -139,12 +140,7 @@ def evaluate(experiment: Experiment) -> dict[str, Any]:
 
     if "report" in experiment.stages and (summary or run.summary.exists()):
         summary = summary or read_summary(run)
-        console = Console()
-        console.print(result_table(summary))
-        if summary["granularity"]:
-            console.print(granularity_table(summary["granularity"]).for_terminal())
-        elif len(summary["protocols"]) > 1:
-            console.print(worth_table(summary).for_terminal())
+        _print(summary, dataset)
         say(f"report: {write_report(run, dataset, summary, next(iter(experiment.protocols.values())).made)}")
 
     if summary and experiment.reference is not None:
@@ -152,9 +148,34 @@ def evaluate(experiment: Experiment) -> dict[str, Any]:
     return {**summary, "folder": str(run.folder)} if summary else {}
 
 
+def _print(summary: Summary, dataset: Dataset) -> None:
+    """The tables of a run on the terminal."""
+    if dataset.regions:
+        tables = [scales_table([summary]).for_terminal()]
+    elif summary["granularity"]:
+        tables = [result_table(summary), granularity_table(summary["granularity"]).for_terminal()]
+    elif len(summary["protocols"]) > 1:
+        tables = [result_table(summary), worth_table(summary).for_terminal()]
+    else:
+        tables = [result_table(summary)]
+    for table in tables:
+        Console().print(table)
+
+
 def dataset_line(name: str, dataset: Dataset) -> str:
     """What is evaluated: "scenes, 64 images", with the note on subsets."""
     return f"{name}, {len(dataset):,} images" + (f" ({dataset.note})" if dataset.note else "")
+
+
+def _check_protocols(experiment: Experiment) -> None:
+    """Refuses protocols that need classes on labels that are regions without."""
+    data = experiment.dataset
+    wrong = [rule for rule, part in experiment.protocols.items() if part.made.needs_classes]
+    if data.made.regions and wrong:
+        raise UserError(
+            f"the protocol {wrong[0]} needs classes, and the labels of {data.name} are regions without: choose "
+            f"protocol=[regions,boundaries]"
+        )
 
 
 # --- identity ---------------------------------------------------------------------------------------------------------
@@ -226,6 +247,7 @@ def _predict(experiment: Experiment, run: Run, keys: Sequence[str]) -> None:
     segmenters = {name: part.made for name, part in experiment.segmenters.items()}
     if any(isinstance(s, Oracle) for s in segmenters.values()) and not dataset.labelled:
         raise UserError("a segmenter that is told the truth needs labels, and this data set has none")
+    _check_told(experiment)
     damaged = run.remove_damaged(keys)
     if damaged:
         say(f"predict: {damaged} damaged label maps are made again")
@@ -260,6 +282,16 @@ def _predict(experiment: Experiment, run: Run, keys: Sequence[str]) -> None:
         say(f"predict: {left_out} images left out, see {run.folder / 'errors'}")
     if not run.missing(dataset.keys):
         run.remove_partials()
+
+
+def _check_told(experiment: Experiment) -> None:
+    """Refuses oracles where there is not one truth with classes."""
+    oracles = [name for name, part in experiment.segmenters.items() if isinstance(part.made, Oracle)]
+    if oracles and experiment.dataset.made.regions:
+        raise UserError(
+            f"the segmenter {oracles[0]} is told the truth, and {experiment.dataset.name} has several truths an image, "
+            f"none with classes: leave it out with '~segmenters.{oracles[0]}'"
+        )
 
 
 def _predict_side_by_side(experiment: Experiment) -> None:
@@ -385,7 +417,7 @@ def _score(experiment: Experiment, run: Run) -> Summary:
         "model": model.name if model else None,
         "timestep": experiment.look.timestep if model else None,
         **({"layers": experiment.look.layers} if experiment.look.layers is not None else {}),
-        "size": run.score_size or data.size,
+        "size": run.score_size or (None if data.prepare == "whole" else data.size),
         "images": len(data) - len(counts.skipped),
         "skipped": counts.skipped,
         "segmenters": {

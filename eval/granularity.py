@@ -8,6 +8,7 @@ common setting (ODS, optimal data-set scale) and the best for every image (OIS, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NotRequired
 
 import numpy as np
 from typing_extensions import TypedDict
@@ -18,18 +19,24 @@ from diffseg.eval.protocols import Protocol
 Pair = tuple[float, float]
 
 
-class Granularity(TypedDict):
+class Scales(TypedDict):
+    """The best value of one metric over settings."""
+
+    ods: float  # at the best common setting
+    ods_setting: str
+    ods_interval: Pair  # 95 % over images, of this setting: that it was chosen on the same images is not in it
+    ois: float  # at the best setting of every image, chosen with its truth: a ceiling
+    ois_interval: Pair
+
+
+class Granularity(Scales):
     """One metric over the settings of a method, fractions unless the protocol says otherwise."""
 
     metric: str
     settings: list[str]  # names, in the order of their mean number of segments
     segments: list[float]  # mean number per image, of each setting
     values: list[float]  # of the metric
-    ods: float  # at the best common setting
-    ods_setting: str
-    ods_interval: Pair  # 95 % over images, of this setting: that it was chosen on the same images is not in it
-    ois: float  # at the best setting of every image, chosen with its truth: a ceiling
-    ois_interval: Pair
+    others: NotRequired[dict[str, Scales]]  # of the protocol's other metrics, each at its own best settings
     area: float  # mean of the curve over the logarithm of the number of segments, from its least to its most
     area_interval: Pair
 
@@ -51,38 +58,55 @@ def granularity(
     order = np.argsort([counts.mean() for counts in segments], kind="stable")
     names, segments = [names[i] for i in order], [segments[i] for i in order]
     statistics = [protocol.statistics(hists[i], background) for i in order]
-    values = [_whole(s, protocol, metric) for s in statistics]
-    best = int(np.nanargmax(values))
-    chosen = best_of_each(statistics, protocol, metric)
     joined = _joined(statistics, segments)
 
     def area(sums: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {"area": _area(sums, len(names), protocol, metric)}
 
-    def alone(sums: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {metric: protocol.metrics(sums)[metric]}
-
     totals = {name: rows.sum(0, keepdims=True) for name, rows in joined.items()}
-    return {
+    curve: Granularity = {
         "metric": metric,
         "settings": list(names),
         "segments": [float(counts.mean()) for counts in segments],
-        "values": values,
-        "ods": values[best],
-        "ods_setting": names[best],
-        "ods_interval": intervals(statistics[best], alone, bounds=protocol.bounds)[metric],
-        "ois": _whole(chosen, protocol, metric),
-        "ois_interval": intervals(chosen, alone, bounds=protocol.bounds)[metric],
+        "values": [_whole(s, protocol, metric) for s in statistics],
+        **scales(names, statistics, protocol, metric),
         "area": float(area(totals)["area"][0]),
         "area_interval": intervals(joined, area, bounds={"area": protocol.bounds.get(metric, (-np.inf, np.inf))})[
             "area"
         ],
     }
+    if protocol.scales:
+        curve["others"] = {other: scales(names, statistics, protocol, other) for other in protocol.scales}
+    return curve
+
+
+def scales(names: Sequence[str], statistics: Sequence[Statistics], protocol: Protocol, metric: str) -> Scales:
+    """The best common setting and the best of every image. As the benchmark's, but that its F may lie between settings.
+
+    Args:
+        names: of the settings. statistics: of the images, for each setting.
+    """
+    sign = -1 if metric in protocol.small_is_good else 1
+    values = [_whole(s, protocol, metric) for s in statistics]
+    best = int(np.nanargmax([sign * value for value in values]))
+    chosen = best_of_each(statistics, protocol, metric)
+
+    def alone(sums: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {metric: protocol.metrics(sums)[metric]}
+
+    return {
+        "ods": values[best],
+        "ods_setting": names[best],
+        "ods_interval": intervals(statistics[best], alone, bounds=protocol.bounds)[metric],
+        "ois": _whole(chosen, protocol, metric),
+        "ois_interval": intervals(chosen, alone, bounds=protocol.bounds)[metric],
+    }
 
 
 def best_of_each(statistics: Sequence[Statistics], protocol: Protocol, metric: str) -> dict[str, np.ndarray]:
-    """The statistics of every image at the setting at which its own metric is largest (the first of equals)."""
-    own = np.stack([protocol.metrics(dict(s))[metric] for s in statistics])  # [settings, images]
+    """The statistics of every image at the setting at which its own metric is best (the first of equals)."""
+    sign = -1 if metric in protocol.small_is_good else 1
+    own = np.stack([sign * protocol.metrics(dict(s))[metric] for s in statistics])  # [settings, images]
     best = np.where(np.isnan(own), -np.inf, own).argmax(0)
     rows = np.arange(len(best))
     return {name: np.stack([s[name] for s in statistics])[best, rows] for name in statistics[0]}

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
-from diffseg.attention import Look, Needs, Observation
+from diffseg.attention import Look, Needs, Observation, Size
 from diffseg.backbones.base import Backbone
 from diffseg.datasets.base import DataError, Dataset, Words
 from diffseg.errors import UserError
@@ -40,15 +40,21 @@ _WRITERS = 4  # threads: a map takes 2 ms, most of them in zlib, which lets othe
 class Loaded:
     """One image, or what was wrong with it.
 
-    pixels: float32 [3, S, S] by size S. truth: int32 [H, W], for oracles. words: a prompt and its (noun, class) pairs,
-    for prompted looks.
+    pixels: float32 [3, h, w] by size. shape: (H, W) in pixels that labels are wanted at. truth: int32 [H, W], for
+    oracles. words: a prompt and its (noun, class) pairs, for prompted looks.
     """
 
     key: str
     pixels: Mapping[int, np.ndarray | Tensor] = field(default_factory=dict)
+    shape: Size = (0, 0)
     truth: np.ndarray | None = None
     words: Words | None = None
     error: str = ""
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Of its pixels: what images must share to be passed through a model together."""
+        return [tuple(pixels.shape) for pixels in self.pixels.values()]
 
     def pin_memory(self) -> Loaded:
         """For a GPU: the pixels in memory from which it copies while the program goes on (called by the loader)."""
@@ -58,8 +64,17 @@ class Loaded:
 class _Loader(TorchDataset):
     """Reads images in worker processes; an image that cannot be read becomes an error, not an exception."""
 
-    def __init__(self, dataset: Dataset, keys: Sequence[str], sizes: Sequence[int], truth: bool, prompts: str | None):
-        self.dataset, self.keys, self.sizes, self.truth, self.prompts = dataset, keys, sizes, truth, prompts
+    def __init__(
+        self,
+        dataset: Dataset,
+        keys: Sequence[str],
+        sizes: Sequence[int],
+        multiple: int,
+        truth: bool,
+        prompts: str | None,
+    ):
+        self.dataset, self.keys, self.sizes, self.multiple = dataset, keys, sizes, multiple
+        self.truth, self.prompts = truth, prompts
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -70,7 +85,8 @@ class _Loader(TorchDataset):
             truth = self.dataset.label(key) if self.truth else None
             words = self.dataset.words(key, self.prompts) if self.prompts else None
             # Arrays: a tensor would take a file handle on its way from process to process.
-            return Loaded(key, {size: self.dataset.image(key, size).numpy() for size in self.sizes}, truth, words)
+            pixels = {size: self.dataset.image(key, size, self.multiple).numpy() for size in self.sizes}
+            return Loaded(key, pixels, self.dataset.label_shape(key), truth, words)
         except (UserError, OSError) as error:
             return Loaded(key, error=str(error))
 
@@ -115,7 +131,8 @@ def predict(
     sizes = [dataset.size, *sorted({asked.size for asked in needs if asked.size} - {dataset.size})]
     on_cpu = backbone is None or backbone.device.type == "cpu"
     pin = backbone is not None and backbone.device.type == "cuda"
-    images_read = _Loader(dataset, todo, sizes, told, prompted)
+    multiple = backbone.multiple if backbone and dataset.prepare == "whole" else 1
+    images_read = _Loader(dataset, todo, sizes, multiple, told, prompted)
     batches = loader(images_read, 1 if on_cpu else batch_size, workers, pin)
     look = look.within(Look(size=dataset.size))
     done, start = 0, time.monotonic()
@@ -123,10 +140,11 @@ def predict(
         writing: list[Future] = []
         for images in track(batches, "predict", len(todo)):
             good = [image for image in images if not image.error]
-            for name, labels in _segmented(backbone, look, good, segmenters):
-                for image, image_labels in zip(good, labels, strict=True):
-                    _check_labels(name, image.key, image_labels, dataset.size)
-                    writing.append(writer.submit(_write_map, run.map(name, image.key), image_labels))
+            for alike in _alike(good):
+                for name, labels in _segmented(backbone, look, alike, segmenters):
+                    for image, image_labels in zip(alike, labels, strict=True):
+                        _check_labels(name, image.key, image_labels, image.shape)
+                        writing.append(writer.submit(_write_map, run.map(name, image.key), image_labels))
             done += len(good)
             for image in images:
                 if image.error:
@@ -139,6 +157,14 @@ def predict(
             _settle(writing, _WAITING)
         _settle(writing, 0)
     return done, time.monotonic() - start
+
+
+def _alike(images: Sequence[Loaded]) -> list[list[Loaded]]:
+    """The images in groups of one shape, each of which a model takes in one pass."""
+    groups: dict[tuple, list[Loaded]] = {}
+    for image in images:
+        groups.setdefault(tuple(image.shapes), []).append(image)
+    return [*groups.values()]
 
 
 def _segmented(
@@ -157,8 +183,6 @@ def _segmented(
         texts = [prompt.text for prompt in prompts] if asked.prompted and prompts else None
         return backbone.observe(together, needs, asked, texts)
 
-    if not images:
-        return
     assert look.size is not None
     prompts = _prompts(backbone, images)
     pixels = [torch.as_tensor(image.pixels[look.size]) for image in images]
@@ -166,7 +190,8 @@ def _segmented(
     for name, segmenter in segmenters.items():
         passes.setdefault(replace(segmenter.look.within(look), layers=None), {})[name] = segmenter
     for alike in passes.values():
-        batch = Batch(pixels, see, look, needs_by_look(alike.values()), prompts=prompts)
+        sizes = [image.shape for image in images]
+        batch = Batch(pixels, see, look, needs_by_look(alike.values()), sizes, prompts)
         for name, segmenter in alike.items():
             yield name, segment(segmenter, batch, [image.truth for image in images])
 
@@ -195,9 +220,9 @@ def segment(segmenter: Segmenter | Oracle, batch: Batch, truths: Sequence[np.nda
     return segmenter.segment_batch(batch)
 
 
-def _check_labels(name: str, key: str, labels: Any, size: int) -> None:
+def _check_labels(name: str, key: str, labels: Any, shape: Size) -> None:
     """Refuses what is no label map, before hours of it are written."""
-    is_map = isinstance(labels, np.ndarray) and labels.shape == (size, size) and labels.dtype.kind in "iub"
+    is_map = isinstance(labels, np.ndarray) and labels.shape == shape and labels.dtype.kind in "iub"
     if is_map and labels.min() >= 0 and labels.max() <= _LARGEST:
         return
     kind = f"{labels.dtype} {list(labels.shape)}" if hasattr(labels, "dtype") else ""
@@ -206,7 +231,7 @@ def _check_labels(name: str, key: str, labels: Any, size: int) -> None:
         wrong = f", at least {labels.min()}" if labels.min() < 0 else f", at most {labels.max()}"
     raise UserError(
         f"segmenters.{name}: of the image {key} it gives a {type(labels).__name__} {kind}{wrong}; a label map is "
-        f"a numpy array [{size}, {size}] of whole numbers from 0 to {_LARGEST}"
+        f"a numpy array {list(shape)} of whole numbers from 0 to {_LARGEST}"
     )
 
 

@@ -29,7 +29,10 @@ class Protocol(ABC):
 
     version: ClassVar[int] = 1  # goes into the hash of scores: to be raised when the definition changes
     counts: ClassVar[str] = "pixels"  # what it reads of each image: this table, or "boundaries"
+    needs_classes: ClassVar[bool] = True  # False: it also scores regions without classes, of several annotations
     headline: ClassVar[str] = "miou"  # the metric that stands for it where there is room for one; large is good
+    small_is_good: ClassVar[frozenset[str]] = frozenset()  # of its metrics, those whose best value is the least
+    scales: ClassVar[tuple[str, ...]] = ()  # metrics, more than the headline, wanted at the best of several settings
     bounds: ClassVar[Mapping[str, tuple[float, float]]] = {}  # least and most of each metric, where there is such
 
     @abstractmethod
@@ -230,7 +233,10 @@ class Regions(Protocol):
     """
 
     version: ClassVar[int] = 1
+    needs_classes: ClassVar[bool] = False
     headline: ClassVar[str] = "covering"
+    small_is_good: ClassVar[frozenset[str]] = frozenset({"vi"})
+    scales: ClassVar[tuple[str, ...]] = ("pri", "vi")
     bounds: ClassVar[Mapping[str, tuple[float, float]]] = {
         **dict.fromkeys(("covering", "pri", "mbo"), FRACTION),
         "vi": (0, np.inf),
@@ -265,10 +271,11 @@ class Boundaries(Protocol):
     the two maps, F is 0; with none in both, or nothing labelled, 1. boundary_iou: pixels near a boundary of both maps
     over those near one of either, summed over images; its bands have no sides, and so many boundaries that all pixels
     are near one score the truth's share of the image. matched_f, matched_precision, matched_recall: one to one as
-    BSDS500, of sums over images, where counts include them.
+    BSDS500, of sums over images, where counts include them. An image with several annotations has these alone.
     """
 
     version: ClassVar[int] = 1
+    needs_classes: ClassVar[bool] = False
     headline: ClassVar[str] = "f"
     bounds: ClassVar[Mapping[str, tuple[float, float]]] = dict.fromkeys(
         ("f", "precision", "recall", "boundary_iou", "matched_f", "matched_precision", "matched_recall"), FRACTION
@@ -276,8 +283,14 @@ class Boundaries(Protocol):
     counts: ClassVar[str] = "boundaries"
 
     def statistics(self, hists: Sequence[np.ndarray], background: int | None = None) -> dict[str, np.ndarray]:
-        """hists: int64 [6] or [10] per image, from `boundary_counts`. float64 [images] each, images: 1."""
+        """float64 [images] each; images: 1.
+
+        Args:
+            hists: int64 [6] or [10] per image, from `boundary_counts`, or [4], from `matched_counts`.
+        """
         counts = np.stack(hists).astype(np.float64)
+        if counts.shape[1] == len(EXACT):
+            return dict(zip(EXACT, counts.T, strict=True))
         columns = dict(zip((*FAST, *EXACT), counts.T, strict=False))
         recalled, truth, precise, labels = (columns[name] for name in FAST[:4])
         recall = np.where(truth > 0, recalled / np.maximum(truth, 1), 1)
@@ -288,13 +301,15 @@ class Boundaries(Protocol):
 
     def metrics(self, sums: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """f, precision, recall, boundary_iou, and of exact counts matched_f, matched_precision, matched_recall."""
-        scores = {name: _ratio(sums[name], sums["images"]) for name in ("f", "precision", "recall")}
-        scores["boundary_iou"] = _ratio(sums["band_both"], sums["band_either"])
+        scores: dict[str, np.ndarray] = {}
+        if "images" in sums:
+            scores |= {name: _ratio(sums[name], sums["images"]) for name in ("f", "precision", "recall")}
+            scores["boundary_iou"] = _ratio(sums["band_both"], sums["band_either"])
         if EXACT[0] in sums:
             recalled, truth, precise, labels = (np.asarray(sums[name]) for name in EXACT)
             precision, recall = _ratio(precise, labels), _ratio(recalled, truth)
-            scores["matched_precision"], scores["matched_recall"] = precision, recall
-            scores["matched_f"] = f_measure(np.nan_to_num(precision), np.nan_to_num(recall))
+            f = f_measure(np.nan_to_num(precision), np.nan_to_num(recall))
+            scores |= {"matched_f": f, "matched_precision": precision, "matched_recall": recall}
         return scores
 
 

@@ -6,6 +6,8 @@ Counting knows no protocol: SEGMENTER/images.parquet has a row for each image, w
     segments   list: the numbers of the segments in the label map, rising
     pixels     list, [classes + 1, segments] flattened: pixels of each class, and of void (no label), in each segment
     boundaries list, where a protocol asks for them: see `diffseg.eval.boundaries.boundary_counts`
+    rows       list, where labels are regions without classes: regions + 1 of each annotation; `pixels` then holds one
+               table after the other, and boundaries what `diffseg.eval.boundaries.matched_counts` says
 
 Protocols conclude: summary.json holds what `Summary` says. Both carry a hash of what made them, so that a number is
 never older than its maps, its truth, its code or its settings.
@@ -18,7 +20,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NotRequired
+from typing import Any, NotRequired, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -29,9 +31,9 @@ from torch.utils.data import Dataset as TorchDataset
 from typing_extensions import TypedDict
 
 from diffseg.datasets.base import DataError, Dataset, read_map
-from diffseg.datasets.transforms import resize_label
+from diffseg.datasets.transforms import nearest
 from diffseg.errors import UserError
-from diffseg.eval.boundaries import boundary_counts
+from diffseg.eval.boundaries import boundaries, boundary_counts, matched_counts, thinned
 from diffseg.eval.granularity import Granularity
 from diffseg.eval.metrics import intervals, paired_intervals, tie_sensitivity
 from diffseg.eval.progress import track
@@ -41,6 +43,7 @@ from diffseg.eval.workers import killed_readers_told, loader
 from diffseg.files import is_file_name, write
 
 MapPath = Callable[[str, str], Path]  # (segmenter, key) -> its label map
+Tables: TypeAlias = np.ndarray | list[np.ndarray]  # of one image: of classes, or of the regions of each annotation
 
 _SHOWN = 10  # complaints that one message lists
 _LARGEST = 4096  # numbers of segments from here on are counted under their rank: their value says nothing
@@ -92,7 +95,7 @@ class Summary(TypedDict):
     model: str | None  # None: label maps of others
     timestep: int | None
     layers: NotRequired[list[str | int]]  # of self-attention that take part, where they were chosen
-    size: int  # pixels a side at which maps and truth were compared
+    size: int | None  # pixels a side at which maps and truth were compared; None: whole photos, each at its own size
     images: int
     skipped: dict[str, str]  # why, by key
     segmenters: dict[str, SegmenterScores]  # under the first protocol
@@ -127,11 +130,28 @@ class Table:
     """Pixels of each class, and of void, in each segment.
 
     segments: int64 [S], their numbers, rising. pixels: int64 [classes + 1, S]. boundaries: int64 [6], where asked for.
+    rows: where labels are regions, regions + 1 of each annotation, whose tables then stand below each other in pixels;
+    boundaries are int64 [4].
     """
 
     segments: np.ndarray
     pixels: np.ndarray
     boundaries: np.ndarray | None = None
+    rows: np.ndarray | None = None
+
+    def of_annotations(self) -> list[np.ndarray]:
+        """`dense` of each annotation."""
+        assert self.rows is not None
+        if self.rows.sum() != len(self.pixels):
+            raise ValueError(f"rows of {self.rows.tolist()} do not make up {len(self.pixels)}")
+        parts = np.split(self.pixels, np.cumsum(self.rows)[:-1])
+        return [Table(self.segments, part).dense() for part in parts]
+
+    def as_row(self) -> dict[str, np.ndarray]:
+        """What images.parquet says of it."""
+        row = {"segments": self.segments, "pixels": self.pixels.ravel()}
+        more = {"boundaries": self.boundaries, "rows": self.rows}
+        return row | {name: values for name, values in more.items() if values is not None}
 
     def dense(self) -> np.ndarray:
         """int64 [classes + 1, largest number + 1]; where numbers are too large to mean anything, by their rank."""
@@ -152,17 +172,49 @@ def count(truth: np.ndarray, labels: np.ndarray, classes: int, boundaries: bool 
     Raises:
         UserError: different shapes, a label >= classes, or a negative segment.
     """
-    if truth.shape != labels.shape:
-        raise UserError(f"the truth is {truth.shape} but the label map {labels.shape}: they must be of one size")
+    _check_map(truth, labels)
     if truth.size and truth.max() >= classes:
         raise UserError(f"label {truth.max()} found, but there are {classes} classes (0 to {classes - 1})")
+    segments, rank = np.unique(labels, return_inverse=True)
+    along = boundary_counts(truth, labels) if boundaries else None
+    return Table(segments.astype(np.int64), _shared(truth, rank, classes, len(segments)), along)
+
+
+def _check_map(truth: np.ndarray, labels: np.ndarray) -> None:
+    """Refuses a label map that cannot be counted against a truth."""
+    if truth.shape != labels.shape:
+        raise UserError(f"the truth is {truth.shape} but the label map {labels.shape}: they must be of one size")
     if labels.size and labels.min() < 0:
         raise UserError(f"segment {labels.min()} found: segment numbers start at 0")
-    segments, rank = np.unique(labels, return_inverse=True)
+
+
+def _shared(truth: np.ndarray, rank: np.ndarray, classes: int, segments: int) -> np.ndarray:
+    """Pixels of each class, and of void, int64 [classes + 1, segments], in segments of rank int [H, W]."""
     rows = np.where(truth < 0, classes, truth).astype(np.int64)
-    pixels = np.bincount((rows * len(segments) + rank).ravel(), minlength=(classes + 1) * len(segments))
-    along = boundary_counts(truth, labels) if boundaries else None
-    return Table(segments.astype(np.int64), pixels.reshape(classes + 1, len(segments)), along)
+    pixels = np.bincount((rows * segments + rank).ravel(), minlength=(classes + 1) * segments)
+    return pixels.reshape(classes + 1, segments)
+
+
+class Annotations:
+    """The annotations of one image, whose regions have no classes; made once for all label maps of the image.
+
+    Args:
+        truths: int [H, W] of each annotation, regions 0, 1, ...; negative = void. with_boundaries: count their pixels,
+            too (up to 30 ms an annotation and label map).
+    """
+
+    def __init__(self, truths: Sequence[np.ndarray], with_boundaries: bool = False):
+        self.truths = truths
+        self.edges = [thinned(boundaries(t, t >= 0)) for t in truths] if with_boundaries else None
+
+    def count(self, labels: np.ndarray) -> Table:
+        """As `count`, of each annotation: a label map int [H, W]."""
+        _check_map(self.truths[0], labels)
+        segments, rank = np.unique(labels, return_inverse=True)
+        tables = [_shared(truth, rank, int(truth.max(initial=0)) + 1, len(segments)) for truth in self.truths]
+        along = None if self.edges is None else matched_counts(self.edges, boundaries(labels))
+        rows = np.array([len(table) for table in tables], np.int64)
+        return Table(segments.astype(np.int64), np.concatenate(tables), along, rows)
 
 
 class _Counter(TorchDataset):
@@ -187,20 +239,21 @@ class _Counter(TorchDataset):
     def __getitem__(self, index: int) -> Counted:
         key = self.keys[index]
         try:
-            raw = self.dataset.raw_label(key)
-            self.dataset.check_size(key, raw.shape)
-            truth = resize_label(raw, self.size or self.dataset.size)
+            raw = self.dataset.annotations(key)
+            self.dataset.check_size(key, raw[0].shape)
+            truths = [self.dataset.fitted(annotation, self.size) for annotation in raw]
+            counted = self._counting(truths)
         except (UserError, OSError) as error:
             return Counted(key, errors=(str(error),))
         tables, errors, cropped = {}, [], False
         for name in self.segmenters:
             try:
-                stored = _stored_map(self.path(name, key), self.dataset.size, raw.shape)
-                labels = _as_scored(stored, self.dataset.size)
-                if self.size:
-                    labels = resize_label(labels, self.size)
-                tables[name] = count(truth, labels, len(self.dataset.classes), self.boundaries)
-                cropped |= stored.shape[0] != stored.shape[1]
+                stored = _stored_map(self.path(name, key), self.dataset, raw[0].shape)
+                labels = _as_predicted(stored, self.dataset, raw[0].shape)
+                if labels.shape != truths[0].shape:
+                    labels = nearest(labels, truths[0].shape)
+                tables[name] = counted(labels)
+                cropped |= self.dataset.prepare == "crop" and stored.shape[0] != stored.shape[1]
             except DamagedMapError as error:
                 errors.append(str(error))
                 if self.own:  # what the run made itself, it makes again
@@ -212,35 +265,42 @@ class _Counter(TorchDataset):
                 errors.append(f"{self.path(name, key)}: {error}")
         return Counted(key, tables, cropped, tuple(errors))
 
+    def _counting(self, truths: Sequence[np.ndarray]) -> Callable[[np.ndarray], Table]:
+        """What counts label maps against the truths of an image."""
+        if self.dataset.regions:
+            return Annotations(truths, self.boundaries).count
+        classes = len(self.dataset.classes)
+        return lambda labels: count(truths[0], labels, classes, self.boundaries)
 
-def read_prediction(path: Path, size: int, original: tuple[int, ...]) -> np.ndarray:
-    """A label map as it is scored, int [size, size].
 
-    One of the photo's original size is brought to the protocol's as the truth is: centre crop, nearest-exact.
+def read_prediction(path: Path, dataset: Dataset, original: tuple[int, ...]) -> np.ndarray:
+    """A label map as predicted, int [h, w]; one of the photo's original size is brought to that as the truth is.
 
     Raises:
         DataError: missing, damaged, or of neither size.
     """
-    return _as_scored(_stored_map(path, size, original), size)
+    return _as_predicted(_stored_map(path, dataset, original), dataset, original)
 
 
-def _stored_map(path: Path, size: int, original: tuple[int, ...]) -> np.ndarray:
+def _stored_map(path: Path, dataset: Dataset, original: tuple[int, ...]) -> np.ndarray:
     if not path.exists():
         raise DataError(f"the label map {path} is missing")
     try:
         labels = read_map(path)
     except DataError as error:
         raise DamagedMapError(str(error).removesuffix(": fetch it again")) from None
-    if labels.shape not in ((size, size), original):
+    predicted = dataset.predicted(original)
+    if labels.shape not in (predicted, original):
+        other = f"{predicted[1]} x {predicted[0]}, or " if predicted != original else ""
         raise DataError(
-            f"{path} is {labels.shape[1]} x {labels.shape[0]} pixels: a label map must be {size} x {size}, or "
+            f"{path} is {labels.shape[1]} x {labels.shape[0]} pixels: a label map must be {other}"
             f"{original[1]} x {original[0]} like the photo"
         )
     return labels
 
 
-def _as_scored(labels: np.ndarray, size: int) -> np.ndarray:
-    return labels if labels.shape == (size, size) else resize_label(labels, size)
+def _as_predicted(labels: np.ndarray, dataset: Dataset, original: tuple[int, ...]) -> np.ndarray:
+    return labels if labels.shape == dataset.predicted(original) else dataset.fitted(labels)
 
 
 @dataclass(frozen=True)
@@ -288,8 +348,7 @@ def count_all(
                 continue
             cropped += image.cropped
             for name, table in image.tables.items():
-                row = {"key": image.key, "segments": table.segments, "pixels": table.pixels.ravel()}
-                rows[name].append(row if table.boundaries is None else {**row, "boundaries": table.boundaries})
+                rows[name].append({"key": image.key, **table.as_row()})
     if skipped and not skip_errors:
         complaints = [*skipped.values()][:_SHOWN] + ["..."] * (len(skipped) > _SHOWN)
         raise DataError(
@@ -328,7 +387,7 @@ def read_counts(run: Run, segmenter: str) -> tuple[pd.DataFrame, dict[str, Any]]
         raise DataError(f"{path} is missing or damaged ({in_a_line(error)}): score the run again") from None
     try:
         facts = json.loads((table.schema.metadata or {})[b"diffseg"])
-        columns = ["key", "segments", "pixels", *({"boundaries"} & set(table.column_names))]
+        columns = ["key", "segments", "pixels", *({"boundaries", "rows"} & set(table.column_names))]
         images = table.select(columns).to_pandas()
         facts["counted_with"], dict(facts["skipped"])
         _check_tables(tables_of(images))
@@ -339,20 +398,33 @@ def read_counts(run: Run, segmenter: str) -> tuple[pd.DataFrame, dict[str, Any]]
         ) from None
 
 
-def _check_tables(tables: Sequence[np.ndarray]) -> None:
-    if not tables or len({len(table) for table in tables}) > 1 or any((table < 0).any() for table in tables):
-        raise ValueError("no image, different numbers of classes, or counts below 0")
+def _check_tables(tables: Sequence[Tables]) -> None:
+    """Refuses what was never counted: no image, different numbers of classes, or counts below 0."""
+    of_regions = [table for image in tables if isinstance(image, list) for table in image]
+    of_classes = [image for image in tables if isinstance(image, np.ndarray)]
+    if not tables or len({len(table) for table in of_classes}) > 1:
+        raise ValueError("no image, or different numbers of classes")
+    if any((table < 0).any() for table in (*of_classes, *of_regions)):
+        raise ValueError("counts below 0")
 
 
-def tables_of(images: pd.DataFrame) -> list[np.ndarray]:
-    """int64 [classes + 1, S] of each row: column = segment number, last row = void."""
+def tables_of(images: pd.DataFrame) -> list[Tables]:
+    """int64 [classes + 1, S] of each row: column = segment number, last row = void.
+
+    Of regions, a list for each row: int64 [regions + 1, S] of each annotation.
+    """
+    if "rows" in images:
+        return [
+            Table(np.asarray(segments), np.asarray(pixels).reshape(-1, len(segments)), rows=rows).of_annotations()
+            for segments, pixels, rows in zip(images["segments"], images["pixels"], images["rows"], strict=True)
+        ]
     return [
         Table(np.asarray(segments), np.asarray(pixels).reshape(-1, len(segments))).dense()
         for segments, pixels in zip(images["segments"], images["pixels"], strict=True)
     ]
 
 
-def counts_for(images: pd.DataFrame, protocol: Protocol) -> list[np.ndarray]:
+def counts_for(images: pd.DataFrame, protocol: Protocol) -> list[Any]:
     """What a protocol reads of each image: its table, or its boundary counts."""
     if protocol.counts == "pixels":
         return tables_of(images)
@@ -363,17 +435,20 @@ def counts_for(images: pd.DataFrame, protocol: Protocol) -> list[np.ndarray]:
 
 
 def image_scores(images: pd.DataFrame, protocol: Protocol, background: int | None = None) -> pd.DataFrame:
-    """A row per image: key, pixels (labelled), segments (their number), table (see `tables_of`), accuracy, miou."""
+    """A row per image: key, pixels (labelled), segments (their number), table, and the protocol's metrics.
+
+    table: see `tables_of`; of regions, that of the first annotation.
+    """
     tables = tables_of(images)
-    scores = protocol.metrics(protocol.statistics(tables, background))
+    scores = protocol.metrics(protocol.statistics(counts_for(images, protocol), background))
+    first = [table if isinstance(table, np.ndarray) else table[0] for table in tables]
     return pd.DataFrame(
         {
             "key": images["key"],
-            "pixels": [int(table[:-1].sum()) for table in tables],
+            "pixels": [int(table[:-1].sum()) for table in first],
             "segments": images["segments"].map(len),
-            "table": tables,
-            "accuracy": scores["accuracy"],
-            "miou": scores["miou"],
+            "table": first,
+            **scores,
         }
     )
 

@@ -50,7 +50,10 @@ def side(folder: Path, segmenter: str | None, score_size: int | None = None) -> 
     name = segmenter or run.segmenters[0]
     if name not in run.segmenters:
         raise UserError(f"the run {folder} has no segmenter {name!r}, but {', '.join(run.segmenters)}")
-    return Side(run, name, image_scores(read_counts(run, name)[0], OneToOne()))
+    counts = read_counts(run, name)[0]
+    if "rows" in counts:
+        raise UserError(f"{folder} is of regions without classes, and runs are compared by classes: see its report")
+    return Side(run, name, image_scores(counts, OneToOne()))
 
 
 def pair(a: Side, b: Side) -> pd.DataFrame:

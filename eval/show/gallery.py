@@ -7,22 +7,22 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from diffseg.datasets.base import Dataset
 from diffseg.errors import UserError, did_you_mean
-from diffseg.eval.protocols import OneToOne
 from diffseg.eval.runs import Run, find_run
 from diffseg.eval.score import image_scores, read_counts, read_summary
 from diffseg.eval.show.drawing import save
-from diffseg.eval.show.report import Panel, example
+from diffseg.eval.show.report import Panel, example, rule_of_images
 
 _MARGIN, _LINE = 6, 20  # pixels
 
 
 def rows_of(run: Run, dataset: Dataset, keys: Sequence[str], segmenters: Sequence[str]) -> list[list[Panel]]:
     """For each image its photo, its truth, and each method's segments in the colours of the classes they match."""
-    images = {name: image_scores(read_counts(run, name)[0], OneToOne()).set_index("key") for name in segmenters}
+    rule = rule_of_images(dataset)
+    images = {name: image_scores(read_counts(run, name)[0], rule).set_index("key") for name in segmenters}
     rows = []
     for key in keys:
         shown = [
@@ -33,7 +33,7 @@ def rows_of(run: Run, dataset: Dataset, keys: Sequence[str], segmenters: Sequenc
 
 
 def sheet(headings: Sequence[str], rows: Sequence[Sequence[Panel]], side: int) -> Image.Image:
-    """Rows of panels, side x side pixels each, under their headings."""
+    """Rows of panels under their headings, each in a field of side x side pixels, which it fills in its own shape."""
     step = side + _MARGIN
     made = Image.new("RGB", (len(headings) * step + _MARGIN, _LINE + len(rows) * step + _MARGIN), "white")
     draw, font = ImageDraw.Draw(made), ImageFont.load_default(max(9, round(side / 12)))
@@ -43,7 +43,9 @@ def sheet(headings: Sequence[str], rows: Sequence[Sequence[Panel]], side: int) -
         for column, panel in enumerate(panels):
             corner = (_MARGIN + column * step, _LINE + _MARGIN + index * step)
             if panel.image:
-                made.paste(panel.image.convert("RGB").resize((side, side), Image.Resampling.LANCZOS), corner)
+                picture = ImageOps.contain(panel.image.convert("RGB"), (side, side), Image.Resampling.LANCZOS)
+                left, top = ((side - length) // 2 for length in picture.size)
+                made.paste(picture, (corner[0] + left, corner[1] + top))
             else:
                 draw.text(corner, panel.error[:30], "black", font)
     return made

@@ -54,7 +54,8 @@ class Entry:
     @property
     def truth(self) -> str:
         """Hash of the images and of how many pixels of each class they have: entries of one are of the same data."""
-        pixels = [table.sum(1).tolist() for table in tables_of(self.images)]
+        several = (table if isinstance(table, list) else [table] for table in tables_of(self.images))
+        pixels = [[table.sum(1).tolist() for table in tables] for tables in several]  # one for each annotation
         facts = [list(self.images["key"]), pixels, self.summary["dataset"]["classes"]]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 

@@ -28,12 +28,14 @@ def _file() -> dict[str, Any]:
 def published_rows() -> tuple[dict[str, Any], ...]:
     """All published rows.
 
-    Each: dataset, method, backbone, protocol (None: not known), size, refinement, accuracy, miou, source, note.
+    Each: dataset, method, backbone, protocol (None: not known), size (None: not known, or whole photos), refinement,
+    accuracy, miou, source, note. Of BSDS500 covering and boundary, both [ODS, OIS], and pri and vi at ODS.
 
-    Numbers are in percent; None: not known. note: what keeps a row from being compared.
+    Numbers are in percent, vi in bits; None: not known. note: what keeps a row from being compared.
     """
     file = _file()
     blank = {"backbone": None, "protocol": None, "size": None, "refinement": None, "accuracy": None, "note": ""}
+    blank |= dict.fromkeys(("miou", "covering", "boundary", "pri", "vi"))
     rows = [{**blank, **row} for row in file["rows"]]
     for table, protocol, size in (("diffcut_table", "diffcut", 128), ("other_tables", None, None)):
         for entry in file[table]:
@@ -42,10 +44,14 @@ def published_rows() -> tuple[dict[str, Any], ...]:
             common = {**blank, **facts, "protocol": protocol, "size": size, "refinement": refined}
             each = zip(file["order"], entry["miou"], strict=True)
             rows += [{**common, "dataset": dataset, "miou": miou} for dataset, miou in each]
+    rows += [{**blank, **row, "dataset": "bsds500", "protocol": "regions"} for row in file["bsds500_test"]]
     return tuple(rows)
 
 
-def published_beside(dataset: str | None, protocol: str, size: int) -> list[dict[str, Any]]:
-    """The published rows that may stand beside measured ones of this data set, protocol and size (pixels a side)."""
+def published_beside(dataset: str | None, protocol: str, size: int | None) -> list[dict[str, Any]]:
+    """The published rows that may stand beside measured ones of this data set, protocol and size.
+
+    size: pixels a side; None: whole photos.
+    """
     asked = {"dataset": dataset, "protocol": protocol, "size": size}
     return [row for row in published_rows() if asked.items() <= row.items()]

@@ -17,14 +17,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from diffseg.datasets.base import DataError, Dataset, read_map
-from diffseg.datasets.transforms import centre_crop, resize_label
 from diffseg.errors import UserError
-from diffseg.eval.protocols import Matching, OneToOne, Protocol
+from diffseg.eval.protocols import Matching, OneToOne, Protocol, Regions
 from diffseg.eval.runs import Run, read_circumstances
 from diffseg.eval.score import Summary, image_scores, read_counts, read_prediction
 from diffseg.eval.show.ablations import ablation_in
 from diffseg.eval.show.published import SOURCES, published_beside
-from diffseg.eval.show.worth import differences_table, granularity_table, worth_table
+from diffseg.eval.show.tables import is_whole, leading_metrics, metric_heading, metric_label, metric_number
+from diffseg.eval.show.worth import differences_table, granularity_table, scales_table, worth_table
 from diffseg.files import write
 from diffseg.images import distinct_colours, overlay
 
@@ -33,45 +33,59 @@ _SIDE = 320  # pixels of a thumbnail
 _BINS = 20
 _IGNORED = (154, 160, 166)
 _HATCH = ((222, 224, 227), (128, 133, 139))  # of segments matched to no class
-_METRICS = ("accuracy", "miou", "segments")
+_METRICS = ("accuracy", "miou", "segments")  # of each image
+_OF_REGIONS = ("covering", "pri", "segments")  # where there are no classes
 
 
 def picture(dataset: Dataset, key: str, path: Path) -> Image.Image:
     """A photo, cropped as the protocol says, under the segments of a label map (of either size that can be scored)."""
-    labels = centre_crop(read_map(path))
-    photo = Image.fromarray(dataset.square(key)).resize(labels.shape[::-1])
+    labels = dataset.crop(read_map(path))
+    photo = Image.fromarray(dataset.crop(dataset.photo(key))).resize(labels.shape[::-1])
     return overlay(np.asarray(photo), labels)
+
+
+def rule_of_images(dataset: Dataset, protocol: Protocol | None = None) -> Protocol:
+    """What single images are shown by: the protocol if it gives segments classes, else the paper's, or `Regions`."""
+    if dataset.regions:
+        return Regions()
+    return protocol if isinstance(protocol, Matching) else OneToOne()
 
 
 def write_report(run: Run, dataset: Dataset, summary: Summary, protocol: Protocol) -> Path:
     """Writes RUN/report.html and returns its path.
 
     Args:
-        summary: of a scored run. protocol: the one it leads with; images are shown by the paper's, where it gives
-            segments no classes.
+        summary: of a scored run. protocol: the one it leads with; see `rule_of_images`.
 
     Raises:
         DataError: an images.parquet is missing or damaged. OSError: the page cannot be written.
     """
-    rule = protocol if isinstance(protocol, Matching) else OneToOne()
+    rule = rule_of_images(dataset, protocol)
     images = {name: image_scores(read_counts(run, name)[0], rule, dataset.background) for name in summary["segmenters"]}
     classes = summary["dataset"]["classes"]
     if classes != list(dataset.classes):
         raise DataError(f"{run.summary} is of other classes than the data set has now: score the run again")
     for name, rows in images.items():
-        if len(rows["table"][0]) != len(classes) + 1:
+        if not dataset.regions and len(rows["table"][0]) != len(classes) + 1:
             raise DataError(f"{run.images(name)} is of other classes than {run.summary.name}: score the run again")
     first = next(iter(images))
-    best, worst = extremes(images[first])
-    ablation = ablation_in(summary)
+    of_image = _OF_REGIONS if dataset.regions else _METRICS
+    best, worst = extremes(images[first], of_image[0])
+    leading = leading_metrics(summary)
+    ablation = ablation_in(summary) if "miou" in leading else None
     beside = published_beside(summary["dataset"]["published"], summary["protocol"], summary["size"])
+    beside = beside if is_whole(summary) else []
     worth = len(summary["protocols"]) > 1 and not summary["granularity"]
     page = _template().render(
         run=run,
         summary=summary,
         labels=run.masks.folder if run.masks else None,
         told={found["told"] for found in summary["segmenters"].values() if found["told"]},
-        published=beside if is_whole(summary) else [],
+        leading=leading,
+        of_image=of_image,
+        regions=dataset.regions,
+        published=[row for row in beside if not row["covering"]],
+        scales=scales_table([summary], beside) if dataset.regions else None,
         sources=SOURCES,
         ablation=ablation,
         curve=_drawn("drawn", ablation) if ablation else "",
@@ -80,9 +94,9 @@ def write_report(run: Run, dataset: Dataset, summary: Summary, protocol: Protoco
         differences=differences_table(summary) if len(summary["segmenters"]) > 1 else None,
         granularity=granularity_table(summary["granularity"]) if summary["granularity"] else None,
         granularities=_drawn("granularities", summary["granularity"]) if summary["granularity"] else "",
-        classes=class_rows(summary, images),
+        classes=[] if dataset.regions else class_rows(summary, images),
         absent=absent_classes(summary),
-        spreads=spreads(images),
+        spreads=spreads(images, of_image),
         first=first,
         examples=[
             (title, [example(dataset, row, run.map(first, row["key"])) for row in rows])
@@ -106,11 +120,6 @@ def _config(run: Run) -> str:
         return f"config.yaml cannot be read ({error.strerror})"
 
 
-def is_whole(summary: Summary) -> bool:
-    """Whether it is of exactly what published numbers are of: all images, none left out, and all attention layers."""
-    return not summary["dataset"]["note"] and not summary["skipped"] and "layers" not in summary
-
-
 def _drawn(figure: str, data: Any) -> str:
     """A figure of `drawing` as an element of the page."""
     from diffseg.eval.show import drawing  # matplotlib, which other pages do not need
@@ -125,6 +134,7 @@ def _template():
         loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"percent": _percent, "share": _share, "data_uri": _data_uri, "css": _css}
+    environment.filters |= {"heading": metric_heading, "label": metric_label, "value": metric_number}
     return environment.get_template("report.html")
 
 
@@ -175,10 +185,10 @@ class Spread:
     axis: tuple[str, str]
 
 
-def spreads(images: Mapping[str, pd.DataFrame]) -> dict[str, list[Spread]]:
-    """{segmenter: a spread for each of accuracy, mIoU and number of segments}; one scale for all segmenters."""
+def spreads(images: Mapping[str, pd.DataFrame], metrics: Sequence[str] = _METRICS) -> dict[str, list[Spread]]:
+    """{segmenter: a spread for each of two fractions and the number of segments}; one scale for all segmenters."""
     found: dict[str, list[Spread]] = {name: [] for name in images}
-    for metric in _METRICS:
+    for metric in metrics:
         values = {name: rows[metric].dropna().to_numpy(float) for name, rows in images.items()}
         edges = _edges(metric, values)
         counts = {name: np.histogram(v, edges)[0].tolist() for name, v in values.items()}
@@ -238,9 +248,9 @@ class Example:
     unmatched: bool = False
 
 
-def extremes(images: pd.DataFrame) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The rows of the most accurate images, best first, and of the least, worst first; none in both."""
-    rows = images.dropna(subset="accuracy").sort_values("accuracy", ascending=False, kind="stable").to_dict("records")
+def extremes(images: pd.DataFrame, metric: str = "accuracy") -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The rows of the images with the largest values, best first, and with the least, worst first; none in both."""
+    rows = images.dropna(subset=metric).sort_values(metric, ascending=False, kind="stable").to_dict("records")
     best = min(_SHOWN, -(-len(rows) // 2))
     worst = min(_SHOWN, len(rows) - best)
     return rows[:best], rows[::-1][:worst]
@@ -249,21 +259,25 @@ def extremes(images: pd.DataFrame) -> tuple[list[dict[str, Any]], list[dict[str,
 def example(dataset: Dataset, row: Mapping[str, Any], path: Path) -> Example:
     """Photo, truth and prediction of an image. What cannot be read any more is replaced by the reason.
 
+    Of regions, the truth is the first annotation, and segments have the colours of the regions they are matched to.
+
     Args:
         row: of `image_scores`. path: the label map.
     """
-    key, names, colours = row["key"], dataset.classes, distinct_colours(len(dataset.classes))
-    pixels, no_photo = _attempt(lambda: dataset.square(key))
+    key = row["key"]
+    names = dataset.classes or [f"region {number}" for number in range(1, len(row["table"]))]
+    colours = distinct_colours(len(names))
+    pixels, no_photo = _attempt(lambda: dataset.crop(dataset.photo(key)))
     raw, no_truth = _attempt(lambda: dataset.raw_label(key))
-    photo = None if pixels is None else Image.fromarray(pixels).resize((_SIDE, _SIDE))
+    photo = None if pixels is None else Image.fromarray(pixels).resize(_thumbnail(pixels.shape))
     first = Panel("Photo", f"Photo {key}", photo, no_photo)
     if raw is None:  # without it the size of the map cannot be judged either
         return Example(row, (first, Panel("Truth", error=no_truth), Panel("Prediction", error=no_truth)))
-    truth = resize_label(raw, dataset.size)
+    truth = dataset.fitted(raw)
     present = [int(c) for c in np.argsort(-np.bincount(truth[truth >= 0], minlength=1)) if (truth == c).any()]
     shares = ", ".join(f"{names[c]} {_percent((truth == c).mean(), 0)} %" for c in present)
     second = Panel("Truth", f"Truth of {key}: {shares or 'nothing labelled'}", _paint(truth, colours, hatched=False))
-    labels, no_map = _attempt(lambda: read_prediction(path, dataset.size, raw.shape))
+    labels, no_map = _attempt(lambda: read_prediction(path, dataset, raw.shape))
     third, unmatched = Panel("Prediction", error=no_map), False
     if labels is not None:
         numbers, rank = np.unique(labels, return_inverse=True)
@@ -272,7 +286,7 @@ def example(dataset: Dataset, row: Mapping[str, Any], path: Path) -> Example:
         hits = ", ".join(names[c] for c in present if (matched == c).any()) or "no class"
         alt = f"Prediction for {key}: {row['segments']} segments, matched to {hits}"
         third, unmatched = Panel("Prediction", alt, _paint(matched, colours, hatched=True)), bool((matched < 0).any())
-    legend = tuple((names[c], colours[c]) for c in present)
+    legend = tuple((names[c], colours[c]) for c in present if dataset.classes)
     return Example(row, (first, second, third), legend, bool((truth < 0).any()), unmatched)
 
 
@@ -295,10 +309,17 @@ def matched_classes(table: np.ndarray) -> np.ndarray:
 
 def _paint(classes: np.ndarray, colours: np.ndarray, hatched: bool) -> Image.Image:
     """A thumbnail of classes int [H, W] in their colours (uint8 [n, 3]); -1 plain grey, or hatched."""
-    small = np.asarray(Image.fromarray(classes.astype(np.int32)).resize((_SIDE, _SIDE), Image.Resampling.NEAREST))
-    stripe = np.add.outer(np.arange(_SIDE), np.arange(_SIDE)) // 5 % 2 if hatched else 0
+    size = _thumbnail(classes.shape)
+    small = np.asarray(Image.fromarray(classes.astype(np.int32)).resize(size, Image.Resampling.NEAREST))
+    stripe = np.add.outer(*map(np.arange, small.shape)) // 5 % 2 if hatched else 0
     rest = np.array(_HATCH if hatched else [_IGNORED], np.uint8)[stripe]
     return Image.fromarray(np.where((small < 0)[..., None], rest, colours[small]))
+
+
+def _thumbnail(shape: Sequence[int]) -> tuple[int, int]:
+    """The (width, height) of a thumbnail of a picture [H, W, ...], its longer side `_SIDE`."""
+    height, width = (max(1, round(_SIDE * side / max(shape[:2]))) for side in shape[:2])
+    return width, height
 
 
 def _data_uri(image: Image.Image, kind: str) -> str:

@@ -7,6 +7,7 @@ results/evidence. Only what was run stands in a table; what was not is marked as
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,12 +24,13 @@ from diffseg.datasets.base import DataError
 from diffseg.errors import UserError
 from diffseg.eval.runs import find_run
 from diffseg.eval.score import Summary, read_summary, summary_of
-from diffseg.eval.show.published import SOURCES, published_rows
+from diffseg.eval.show.published import SOURCES, published_beside, published_rows
 from diffseg.files import write
 
 PAPER_MODEL = "CompVis/stable-diffusion-v1-4"
 BENCHMARKS = {"coco_stuff27": "COCO-Stuff-27, 2,175 images of val2017", "cityscapes": "Cityscapes, 500 frames of val"}
 NOT_RUN = "not run"
+IN_BITS = frozenset({"vi"})  # metrics that are no fractions
 PAPER_BACKBONE = "SD 1.4"
 PAPER_METHODS = {"diffseg": "DiffSeg", "kmeans_c": "K-Means-C", "kmeans_s": "K-Means-S", "dbscan": "DBSCAN"}
 
@@ -44,20 +46,17 @@ def summaries(runs: Path) -> list[Summary]:
     return found
 
 
+def is_whole(summary: Summary) -> bool:
+    """Whether it is of exactly what published numbers are of: all images, none left out, and all attention layers."""
+    return not summary["dataset"]["note"] and not summary["skipped"] and "layers" not in summary
+
+
 def paper_table(benchmark: str, runs: Iterable[Summary]) -> pd.DataFrame:
     """Published / ours / interval / difference for each published row of a data set, in percent and points.
 
     Ours are runs of the paper's model on the whole benchmark, nothing less, by the row's own protocol and size.
     """
-    whole = [
-        s
-        for s in runs
-        if s["dataset"]["name"] == benchmark
-        and not s["dataset"]["note"]
-        and not s["skipped"]
-        and s["model"] == PAPER_MODEL
-        and "layers" not in s
-    ]
+    whole = [s for s in runs if s["dataset"]["name"] == benchmark and s["model"] == PAPER_MODEL and is_whole(s)]
     ours = {
         (PAPER_METHODS.get(name, name), rule, s["size"]): scores
         for s in whole
@@ -112,7 +111,7 @@ def measured_table(runs: Iterable[Summary], model: str) -> pd.DataFrame:
                 "segments": round(scores["segments"], 1),
                 "run": s["run"],
             }
-    return pd.DataFrame([rows[k] for k in sorted(rows, key=lambda k: k[:5])])
+    return pd.DataFrame([rows[k] for k in sorted(rows, key=lambda k: (*k[:2], k[2] or 0, *k[3:5]))])
 
 
 def interval(scores: Mapping[str, Any], metric: str) -> str:
@@ -153,16 +152,18 @@ class Shown:
 
 
 def result_table(summary: Summary) -> Table:
-    """Accuracy and mIoU with intervals, one row per segmenter, in percent."""
-    facts = summary["dataset"]
+    """The metrics that a run leads with, with intervals, one row per segmenter, fractions in percent."""
+    facts, leading = summary["dataset"], leading_metrics(summary)
     note = f", {facts['note']}" if facts["note"] else ""
-    headings = ["segmenter", "accuracy %", "mIoU %", "mIoU over ties", "segments"]
+    over_ties = ["mIoU over ties"] * ("miou" in leading)
+    headings = ["segmenter", *map(metric_heading, leading), *over_ties, "segments"]
     cells = []
     for name, scores in summary["segmenters"].items():
         told = f"\n(told {scores['told']})" if scores["told"] else ""
-        metrics = [f"{percent(scores, m)}\n({interval(scores, m)})".removesuffix("\n()") for m in ("accuracy", "miou")]
-        ties = " to ".join(f"{100 * x:.1f}" for x in scores.get("ties", ()) if x is not None)
-        cells.append([f"{name}{told}", *metrics, ties, f"{scores['segments']:.1f}"])
+        by_metric: Mapping[str, Any] = scores  # of which those of the leading protocol are a part
+        metrics = [with_interval(by_metric.get(m), scores["interval"].get(m, (None, None)), m) for m in leading]
+        ties = [" to ".join(f"{100 * x:.1f}" for x in scores.get("ties", ()) if x is not None)] * len(over_ties)
+        cells.append([f"{name}{told}", *metrics, *ties, f"{scores['segments']:.1f}"])
     table = Shown(f"{facts['name']}, {summary['images']:,} images{note}", headings, cells).for_terminal()
     table.caption = f"protocol {summary['protocol']}"
     counts = sorted({scores["classes"] for scores in summary["segmenters"].values() if "classes" in scores})
@@ -171,6 +172,40 @@ def result_table(summary: Summary) -> Table:
         used = f"{least}" if least == most else f"{least} to {most}"
         table.caption += f"; mIoU: mean over the {used} of {len(facts['classes'])} classes that occur"
     return table
+
+
+def leading_metrics(summary: Summary) -> list[str]:
+    """The metrics of the protocol that a run leads with: accuracy and mIoU, or its headline and then the others."""
+    known = list(next(iter(summary["segmenters"].values()))["interval"])
+    if "miou" in known:
+        return known
+    headline = summary["headlines"][summary["protocol"]]
+    return [headline, *(name for name in known if name != headline)]
+
+
+def metric_label(metric: str) -> str:
+    """A metric's name for people."""
+    if metric in ("pri", "vi", "ari", "mbo"):
+        return metric.upper()
+    return {"miou": "mIoU", "f": "F", "matched_f": "F"}.get(metric, metric.replace("_", " "))
+
+
+def metric_heading(metric: str) -> str:
+    """A metric's name with its unit."""
+    return f"{metric_label(metric)} {'bits' if metric in IN_BITS else '%'}"
+
+
+def metric_number(value: float | None, metric: str) -> str:
+    """A metric's value for people: a fraction in percent, else as it is; a dash where there is none."""
+    if value is None or math.isnan(value):
+        return "–"  # noqa: RUF001
+    return f"{value:.2f}" if metric in IN_BITS else f"{100 * value:.1f}"
+
+
+def with_interval(value: float | None, ends: Sequence[float | None], metric: str) -> str:
+    """A metric's value and, below it in brackets, its interval, where there is one."""
+    low, high = (None if end is None else metric_number(end, metric) for end in ends)
+    return metric_number(value, metric) + ("" if low is None or high is None else f"\n({low} to {high})")
 
 
 def percent(scores: Mapping[str, Any], metric: str) -> str:
@@ -236,8 +271,11 @@ def runs_table(runs: Path) -> Shown:
             rows.append([when, "", "", str(error), "", record.parent.name])
             continue
         data, scores = summary["dataset"], summary["segmenters"]
-        best = max(scores, key=lambda name: scores[name].get("miou") or 0)
-        number = f"{percent(scores[best], 'accuracy')} / {percent(scores[best], 'miou')}"
+        headline = summary["headlines"][summary["protocol"]]
+        shown = ("accuracy", "miou") if "miou" in leading_metrics(summary) else (headline,)
+        by_segmenter = summary["protocols"][summary["protocol"]]
+        best = max(scores, key=lambda name: by_segmenter[name].get(shown[-1]) or 0)
+        number = " / ".join(percent(by_segmenter[best], metric) for metric in shown)
         result = number if len(scores) == 1 else f"{number} ({best})"
         if summary["protocol"] != "diffseg":
             result += f", {summary['protocol']}"
@@ -263,12 +301,19 @@ def list_command() -> typer.Typer:
     return app
 
 
+def _as_frame(shown: Shown) -> pd.DataFrame:
+    """A table for people as one for files, each cell in a line."""
+    rows = pd.DataFrame(shown.cells, columns=shown.headings).map(lambda cell: cell.replace("\n", " "))
+    rows.columns = [heading.replace("\n", ": ") for heading in shown.headings]
+    return rows
+
+
 def main(
     runs: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("results/runs"),
     out: Annotated[Path, typer.Option(help="Folder for the tables.")] = Path("results/tables"),
 ) -> None:
     """Writes a table for each benchmark, published beside ours, and one for each model that was run."""
-    from diffseg.eval.show.worth import differences_table, worth_table
+    from diffseg.eval.show.worth import differences_table, scales_table, worth_table
 
     known = summaries(runs)
     out.mkdir(parents=True, exist_ok=True)
@@ -280,6 +325,13 @@ def main(
             f"Rows whose protocol is not known are compared with nothing."
         )
         tables[benchmark] = paper_table(benchmark, known), title, note
+    whole = {s["model"]: s for s in known if s["dataset"]["name"] == "bsds500" and is_whole(s)}  # the latest of each
+    shown = scales_table([*whole.values()], published_beside("bsds500", "regions", None))
+    tables["bsds500"] = (
+        _as_frame(shown),
+        "BSDS500, the 200 test images",
+        f"{shown.caption}. Source of the published numbers: {SOURCES}.",
+    )
     for model in dict.fromkeys(s["model"] or "" for s in known):
         note = "Percent; intervals are 95 % over images. The latest run of each setting; names tell what was varied."
         name = "".join(c if c.isalnum() else "-" for c in model).strip("-")
@@ -289,11 +341,10 @@ def main(
             what = {"protocols": worth_table(s), "differences": differences_table(s)}
             notes = {"protocols": "Percent and rank under each protocol."}
             for kind, shown in what.items():
-                rows = pd.DataFrame(shown.cells, columns=shown.headings).map(lambda cell: cell.replace("\n", " "))
-                rows.columns = [heading.replace("\n", ": ") for heading in shown.headings]
                 title = f"{shown.title[:1].upper()}{shown.title[1:]}; {s['model'] or 'label maps'}"
                 at = f"-{s['size']}" if s["size"] != s["dataset"]["size"] else ""
-                tables[f"{kind}-{s['run']}{at}"] = rows, title, f"{notes.get(kind, '')} {shown.caption}".strip()
+                note = f"{notes.get(kind, '')} {shown.caption}".strip()
+                tables[f"{kind}-{s['run']}{at}"] = _as_frame(shown), title, note
     for name, (rows, title, note) in tables.items():
         write(out / f"{name}.md", f"# {title}\n\n{note}\n\n{markdown(rows)}")
         write(out / f"{name}.csv", rows.to_csv(index=False))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from diffseg.eval.granularity import Granularity
 from diffseg.eval.score import Summary
-from diffseg.eval.show.tables import Shown
+from diffseg.eval.show.tables import Shown, metric_heading, metric_label, metric_number, with_interval
 
 
 def ranks(values: dict[str, float | None]) -> dict[str, int]:
@@ -78,30 +79,81 @@ def differences_table(summary: Summary) -> Shown:
     return Shown(f"beside {first}: {facts['name']}, {summary['images']:,} images", headings, cells, caption)
 
 
-def metric_label(metric: str) -> str:
-    """A metric's name for people."""
-    return {"miou": "mIoU", "f": "F"}.get(metric, metric)
-
-
 def granularity_table(methods: Mapping[str, Mapping[str, Granularity]]) -> Shown:
     """A row per method's and protocol's curve: best common setting, best per image, area; percent, with intervals."""
     cells = []
     for method, curves in methods.items():
         for rule, curve in curves.items():
             span = f"{curve['segments'][0]:.1f} to {curve['segments'][-1]:.1f}"
-            numbers = [
-                _with_interval(curve["ods"], curve["ods_interval"]),
-                _with_interval(curve["ois"], curve["ois_interval"]),
-                _with_interval(curve["area"], curve["area_interval"]),
-            ]
             name = f"{method}, {rule}" if len(methods) > 1 else rule
+            numbers = [
+                *_scale_cells(curve, curve["metric"]),
+                with_interval(curve["area"], curve["area_interval"], curve["metric"]),
+            ]
             cells.append([f"{name}: {metric_label(curve['metric'])}", *numbers, curve["ods_setting"], span])
+            for metric, scales in curve.get("others", {}).items():
+                label = metric_heading(metric).removesuffix(" %")
+                cells.append([f"{name}: {label}", *_scale_cells(scales, metric), "", scales["ods_setting"], span])
     headings = ["curve over segments", "ODS %", "OIS %", "area %", "best common setting", "segments"]
     return Shown("without a chosen setting", headings, cells)
 
 
-def _with_interval(value: float | None, interval: Sequence[float | None]) -> str:
-    if value is None:
-        return "–"  # noqa: RUF001
-    low, high = interval
-    return f"{100 * value:.1f}" + ("" if low is None or high is None else f"\n({100 * low:.1f} to {100 * high:.1f})")
+def _scale_cells(scales: Mapping[str, Any], metric: str) -> list[str]:
+    """The best common setting and the best of every image, with intervals."""
+    return [_scale_cell(scales, metric, kind) for kind in ("ods", "ois")]
+
+
+def _scale_cell(scales: Mapping[str, Any], metric: str, kind: str) -> str:
+    return with_interval(scales.get(kind), scales.get(f"{kind}_interval", (None, None)), metric)
+
+
+# --- as BSDS500's benchmark -------------------------------------------------------------------------------------------
+
+_KINDS = {"covering": ("ods", "ois"), "pri": ("ods",), "vi": ("ods",), "matched_f": ("ods", "ois")}
+_SCALES = [(metric, kind) for metric, kinds in _KINDS.items() for kind in kinds]  # a column each
+
+
+def scales_of(summary: Summary) -> dict[str, dict[str, Mapping[str, Any]]]:
+    """{method: {metric: its best values over the settings tried, see `Scales`}}; of one setting, its value alone."""
+    found: dict[str, dict[str, Mapping[str, Any]]] = {}
+    tried: set[str] = set()
+    for method, curves in summary["granularity"].items():
+        for curve in curves.values():
+            found.setdefault(method, {}).update({curve["metric"]: curve, **curve.get("others", {})})
+            tried |= {*curve["settings"]}
+    for name in (name for name in summary["segmenters"] if name not in tried):
+        for by_segmenter in summary["protocols"].values():
+            scores = by_segmenter[name]
+            values = {m: {"ods": scores[m], "ods_interval": ends} for m, ends in scores["interval"].items()}
+            found.setdefault(name, {}).update(values)
+    return found
+
+
+def scales_table(summaries: Sequence[Summary], published: Sequence[Mapping[str, Any]] = ()) -> Shown:
+    """Published rows of BSDS500, and a row for each method of each run, by the measures of its benchmark."""
+    several = len({s["model"] for s in summaries}) > 1
+    cells = [[row["method"], *_published_cells(row), "", row["source"]] for row in published]
+    for summary in summaries:
+        for name, scales in sorted(scales_of(summary).items(), key=lambda item: -_covering(item[1])):
+            setting = scales.get("covering", {}).get("ods_setting", "").removeprefix(f"{name}.")
+            numbers = [_scale_cell(scales.get(metric, {}), metric, kind) for metric, kind in _SCALES]
+            label = f"{name}, {summary['model']}" if several else name
+            cells.append([label, *numbers, setting, "this run" if len(summaries) == 1 else summary["run"]])
+    headings = ["method", *(f"{metric_heading(metric)}\n{kind.upper()}" for metric, kind in _SCALES)]
+    caption = (
+        "ODS: at the best common setting, by each measure; OIS: at the best setting of every image. Intervals are 95 % "
+        "over images. F: boundaries matched one to one"
+    )
+    return Shown("as BSDS500's benchmark", [*headings, "setting of covering\nODS", "source"], cells, caption)
+
+
+def _covering(scales: Mapping[str, Mapping[str, Any]]) -> float:
+    return scales.get("covering", {}).get("ods") or 0.0
+
+
+def _published_cells(row: Mapping[str, Any]) -> list[str]:
+    """The measures of a published row, which is in percent and bits."""
+    covering, boundary = row["covering"] or (None, None), row["boundary"] or (None, None)
+    values = [*covering, row["pri"], row["vi"], *boundary]
+    each = zip(values, (metric for metric, _ in _SCALES), strict=True)
+    return [metric_number(value if value is None or metric == "vi" else value / 100, metric) for value, metric in each]
