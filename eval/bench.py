@@ -44,9 +44,9 @@ from diffseg.errors import UserError
 from diffseg.eval.boundaries import boundary_counts
 from diffseg.eval.metrics import agreement
 from diffseg.eval.predict import predict
-from diffseg.eval.protocols import OneToOne, known_protocols
+from diffseg.eval.protocols import OneToOne
 from diffseg.eval.runs import Run, circumstances
-from diffseg.eval.score import count, count_all, scores_of
+from diffseg.eval.score import count, count_all, known_protocols, scores_of
 from diffseg.eval.straightforward import straightforward_aggregate, straightforward_merge, straightforward_ncut
 from diffseg.files import check_writable, write
 from diffseg.images import label_image

@@ -10,12 +10,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from pkgutil import resolve_name
 from typing import ClassVar
 
 import numpy as np
-import yaml
 
 from diffseg.eval import metrics
 from diffseg.eval.boundaries import EXACT, FAST, f_measure
@@ -352,12 +349,3 @@ def paired_table(table: np.ndarray, width: int | None = None) -> np.ndarray:
     padded = np.zeros((len(table), max(len(table), width)), np.int64)
     padded[:, : min(width, table.shape[1])] = table[:, :width]
     return padded
-
-
-def known_protocols() -> dict[str, Protocol]:
-    """The protocols of conf/protocol by name, as they are there."""
-    made = {}
-    for file in sorted((Path(__file__).parents[1] / "conf" / "protocol").glob("*.yaml")):
-        settings = yaml.safe_load(file.read_text())
-        made[file.stem] = resolve_name(settings.pop("_target_"))(**settings)
-    return made

@@ -20,12 +20,14 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, NotRequired, TypeAlias
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 from pydantic import TypeAdapter
 from torch.utils.data import Dataset as TorchDataset
 from typing_extensions import TypedDict
@@ -486,6 +488,15 @@ def differences_of(
         name: paired_intervals(first, other, alone)[metric]
         for name, other in zip(list(images)[1:], others, strict=True)
     }
+
+
+def known_protocols() -> dict[str, Protocol]:
+    """The protocols of conf/protocol by name, as they are there."""
+    made = {}
+    for file in sorted((Path(__file__).parents[1] / "conf" / "protocol").glob("*.yaml")):
+        settings = yaml.safe_load(file.read_text())
+        made[file.stem] = resolve_name(settings.pop("_target_"))(**settings)
+    return made
 
 
 def read_summary(run: Run) -> Summary:

@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from diffseg.errors import UserError
-from diffseg.eval.protocols import Majority, OneToOne, known_protocols
+from diffseg.eval.protocols import Majority, OneToOne
+from diffseg.eval.score import known_protocols
 from diffseg.eval.show.leaderboard import boards_of, entries_in, groups_of, table_of, write_leaderboard
 from tests.test_eval import SMALL, command, evaluated
 from tests.test_report import browser  # noqa: F401

@@ -24,9 +24,9 @@ from diffseg.datasets.base import DataError
 from diffseg.errors import UserError
 from diffseg.eval.metrics import Statistics, intervals, paired_intervals
 from diffseg.eval.progress import say
-from diffseg.eval.protocols import Protocol, known_protocols
+from diffseg.eval.protocols import Protocol
 from diffseg.eval.runs import Run
-from diffseg.eval.score import Summary, counts_for, read_counts, summary_of, tables_of
+from diffseg.eval.score import Summary, counts_for, known_protocols, read_counts, summary_of, tables_of
 from diffseg.eval.show.published import SOURCES, published_beside
 from diffseg.eval.show.tables import markdown
 from diffseg.eval.show.worth import metric_label
