@@ -31,6 +31,7 @@ class Words:
     text: str
     nouns: tuple[tuple[str, int], ...]
     unnamed: int
+    is_caption: bool = True  # not a list of all classes
 
 
 class Dataset:
@@ -162,7 +163,7 @@ class Dataset:
             nouns are those of the vocabulary.
         """
         if prompts == "classes":
-            return Words(caption_of(list(self.nouns)), tuple(self.nouns.items()), len(self.classes))
+            return Words(caption_of(list(self.nouns)), tuple(self.nouns.items()), len(self.classes), False)
         caption = self.caption(key)
         return Words(caption, nouns_in(caption, self.vocabulary), len(self.classes))
 

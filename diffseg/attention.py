@@ -42,6 +42,12 @@ class Look:
     size: int | None = None
     layers: Layers | None = None
 
+    def __post_init__(self):
+        for name, least, most in (("timestep", 0, 999), ("noise", 0, 2**63 - 1), ("size", 8, 8192)):
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
+                raise UserError(f"{name} of a look must be {least} to {most}, or none; got {value}")
+
     def within(self, other: Look) -> Look:
         """This look, with what it leaves open as `other` has it."""
         open_ = {f.name: getattr(other, f.name) for f in fields(self) if getattr(self, f.name) == f.default}

@@ -206,7 +206,8 @@ def _prompts(backbone: Backbone | None, images: Sequence[Loaded]) -> list[Prompt
         try:
             tokens = noun_tokens(backbone.tokenizer, words.text, [noun for noun, _ in words.nouns])
         except UserError as error:
-            raise UserError(f"{error}; what is said of an image: prompts=captions or prompts=classes") from None
+            other = "its classes, with prompts=classes" if words.is_caption else "captions, with prompts=captions"
+            raise UserError(f"{error}; prompt with {other}, or a model whose text encoder reads more") from None
         prompts.append(Prompt(words.text, tuple(number for _, number in words.nouns), tokens, words.unnamed))
     return prompts
 

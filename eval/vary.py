@@ -33,6 +33,8 @@ def varied(
     """
     wanted: dict[str, dict[str, Any]] = {}
     for key, values in (vary or {}).items():
+        if key in segmenters and not (isinstance(values, dict) and values):
+            raise UserError(f"vary.{key} must be a mapping of settings of {key} to lists of values, got {values!r}")
         if isinstance(values, dict):
             wanted.setdefault(_known(key, segmenters), {}).update(_flat_lists(values, f"{key}."))
         else:
@@ -83,7 +85,8 @@ def _known(name: str, segmenters: Mapping[str, Any], key: str = "") -> str:
     if key:
         raise UserError(f"vary.{key}: say whose setting this is, vary={{NAME:{{{key}:[...]}}}}, NAME one of {there}")
     raise UserError(
-        f"vary.{name}: there is no segmenter {name}{did_you_mean(name, list(segmenters))}; there are {there}"
+        f"vary.{name}: there is no segmenter {name}{did_you_mean(name, list(segmenters))}; there are {there} (a method "
+        f"that is known is added by +segmenter@segmenters.{name}={name})"
     )
 
 
@@ -104,7 +107,7 @@ def _check_values(settings: Any, name: str, path: Sequence[str], values: Any) ->
             raise UserError(f"vary.{key}: the segmenter {name} has no {key}{near}")
         node = node[part]
     if not isinstance(values, list) or not values:
-        raise UserError(f"vary.{key} must be a list of values to try, got {values!r}")
+        raise UserError(f"vary.{key} must be a list of values to try for {name}, got {values!r}")
 
 
 def _with(settings: dict[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:

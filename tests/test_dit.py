@@ -571,3 +571,10 @@ def test_chosen_layers_and_grids(folders, name):
     torch.testing.assert_close(last.self_attention, named.self_attention, rtol=0, atol=0)
     assert not torch.equal(last.self_attention[4, 2], whole.self_attention[4, 2])
     assert not [layer for layer in model.self_attention() if layer.endswith("attn2") and name == "pixart_sigma"]
+
+
+def test_a_method_that_asks_for_an_encoder_is_told_what_to_name(folders):
+    model = from_pretrained(str(folders["sd3"]), device="cpu")
+    images = torch.zeros(1, 3, 4 * model.multiple, 4 * model.multiple)
+    with pytest.raises(UserError, match=r"has no 'encoder'.*name a layer of this model for it, or keys, as in"):
+        model.observe(images, Needs(features=frozenset({"encoder"})), Look(100))

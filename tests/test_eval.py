@@ -1024,6 +1024,7 @@ def test_long_names_of_settings_are_not_cut_in_the_table(monkeypatch, capsys):
         (["../up"], "'../up' cannot be the name of a folder"),
         (["segmenters.diffseg._target_='/'"], "segmenters.diffseg._target_ must be a class with its module"),
         (["vary={diffcut:{threshold:[1]}}"], "vary.diffcut: there is no segmenter diffcut; there are diffseg"),
+        (["vary={diffseg:[0.3]}"], "vary.diffseg must be a mapping of settings of diffseg to lists of values"),
         (["vary={diffseg:{threshhold:[1]}}"], "the segmenter diffseg has no threshhold; did you mean threshold"),
         (["vary={diffseg:{threshold:{low:[1]}}}"], "the segmenter diffseg has no threshold.low"),
         (["vary={weights:[a/b]}"], "'weights=a/b' cannot be the name of a folder"),

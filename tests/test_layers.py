@@ -241,7 +241,7 @@ def test_layers_and_noise_in_one_run(tmp_path):
         (["+segmenters.diffseg.layers=up"], "segmenters.diffseg.layers must be a list"),
         (["+segmenters.diffseg.timestep=1000"], "diffseg.timestep must be a whole number, 0 to 999, or null; got 1000"),
         (["vary={layers:[5]}"], r"segmenters.layers=5.layers must be a list of names, .*, or null; got 5"),
-        (["vary={layers:up}"], "vary.layers must be a list of values to try, got 'up'"),
+        (["vary={layers:up}"], "vary.layers must be a list of values to try for diffseg, got 'up'"),
         (["+segmenters.diffseg.nois=1"], "segmenters.diffseg has no setting nois"),
         (["experiment=ablation_layers", f"labels={Path(__file__).parent}"], "vary.layers: each means each layer of a"),
     ],

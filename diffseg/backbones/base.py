@@ -24,6 +24,7 @@ from diffseg.layers import select
 
 EMBEDDED = {"mini": Path(__file__).parents[1] / "mini" / "weights"}
 PAPER_TIMESTEP = 300
+ALIASES = frozenset({"encoder", "keys"})  # what `Backbone.aliases` may know
 FLOW_TIMESTEP = 454  # of flow models, sigma * 1000: as much noise as t = 300 means to Stable Diffusion
 # Pipelines with a transformer in place of a UNet -> the class of `diffseg.backbones.dit` for them.
 TRANSFORMERS = {
@@ -126,7 +127,14 @@ class Backbone(ABC):
         tokens = partial(self.tokens, size=(images.shape[2], images.shape[3]))
         if needs.attention:
             self._check_memory(groups, (images.shape[2], images.shape[3]), len(images))
-        names = {asked: self.aliases().get(asked, asked) for asked in needs.features}
+        aliases = self.aliases()
+        for asked in needs.features & ALIASES - aliases.keys():
+            raise UserError(
+                f"{self.name} has no {asked!r}, which a method asks features of: name a layer of this model for it, or "
+                f"{' or '.join(aliases) or 'a module of the network'}, as in segmenters.diffcut.layer=... (with "
+                f"refinement segmenters.diffcut_pamr.of.layer=...)"
+            )
+        names = {asked: aliases.get(asked, asked) for asked in needs.features}
         needs = replace(needs, features=frozenset(names.values()))
         with Recorder(self.network, self.layers(), tokens, needs, groups) as recorder:
             self.forward(images, look, prompts or [""] * len(images))

@@ -132,6 +132,8 @@ def _told(name: str) -> Iterator[None]:
                 f"cannot load {name!r}: it is a gated model, so accept its licence on https://huggingface.co/{name} "
                 f"and set HF_TOKEN to an access token of your account (https://huggingface.co/settings/tokens)"
             ) from error
+        if _is_offline(error):
+            reason = "there is no connection to it, and the model is not in the cache"
         if name in MIRRORS:
             raise OSError(
                 f"cannot load {name!r} ({reason}): it was removed from the Hugging Face hub; the usual mirror is "
@@ -148,6 +150,16 @@ def _is_gated(error: BaseException | None) -> bool:
     from huggingface_hub.errors import GatedRepoError
 
     while error is not None and not isinstance(error, GatedRepoError):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def _is_offline(error: BaseException | None) -> bool:
+    """Whether the hub could not be asked at all."""
+    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    kinds = (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError)
+    while error is not None and not isinstance(error, kinds):
         error = error.__cause__ or error.__context__
     return error is not None
 

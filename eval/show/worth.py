@@ -85,7 +85,7 @@ def granularity_table(methods: Mapping[str, Mapping[str, Granularity]]) -> Shown
     for method, curves in methods.items():
         for rule, curve in curves.items():
             span = f"{curve['segments'][0]:.1f} to {curve['segments'][-1]:.1f}"
-            name = f"{method}, {rule}" if len(methods) > 1 else rule
+            name = f"{method}, {rule}"
             numbers = [
                 *_scale_cells(curve, curve["metric"]),
                 with_interval(curve["area"], curve["area_interval"], curve["metric"]),
@@ -95,7 +95,8 @@ def granularity_table(methods: Mapping[str, Mapping[str, Granularity]]) -> Shown
                 label = metric_heading(metric).removesuffix(" %")
                 cells.append([f"{name}: {label}", *_scale_cells(scales, metric), "", scales["ods_setting"], span])
     headings = ["curve over segments", "ODS %", "OIS %", "area %", "best common setting", "segments"]
-    return Shown("without a chosen setting", headings, cells)
+    caption = "method, protocol: metric. ODS: best common setting; OIS: best of each image; area: mean of the curve"
+    return Shown("without a chosen setting", headings, cells, caption)
 
 
 def _scale_cells(scales: Mapping[str, Any], metric: str) -> list[str]:
