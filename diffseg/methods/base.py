@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -34,6 +34,29 @@ class Segmenter(ABC):
     def segment_batch(self, batch: Batch) -> list[np.ndarray]:
         """Labels of each image; for methods that are faster with many at a time."""
         return [self.segment(image) for image in batch]
+
+
+class Grouping(Segmenter):
+    """Groups positions of a grid, all images of a batch at once where that is faster; pixels follow their groups."""
+
+    @abstractmethod
+    def groups(self, images: Sequence[Observed]) -> list[Tensor]:
+        """The group of each position of the grid, int64 [h, w], 0..K-1, of each image."""
+
+    @abstractmethod
+    def pixels_of(self, image: Observed, groups: Tensor) -> np.ndarray:
+        """Labels int32 [H, W] of the image's size, of its groups int64 [h, w]."""
+
+    @torch.no_grad()
+    def segment(self, image: Observed) -> np.ndarray:
+        """Labels int32 [H, W], 0..K-1; a group that no pixel follows has none."""
+        return self.pixels_of(image, self.groups([image])[0])
+
+    @torch.no_grad()
+    def segment_batch(self, batch: Batch) -> list[np.ndarray]:
+        """As `segment`, the groups of all images at once."""
+        images = list(batch)
+        return [self.pixels_of(image, groups) for image, groups in zip(images, self.groups(images), strict=True)]
 
 
 class Oracle(ABC):

@@ -5,22 +5,20 @@ Unlike DiffSeg it looks at features, not attention, of a photo of 1024 pixels wi
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from diffseg.attention import Look, Needs, Size
 from diffseg.errors import UserError
-from diffseg.methods.base import Segmenter, as_numpy, upsample_labels
+from diffseg.methods.base import Grouping, as_numpy, upsample_labels
 from diffseg.methods.ncut import CutTree, check_alpha, check_threshold, cosine_affinity, partitions
-from diffseg.observed import Batch, Observed
+from diffseg.observed import Observed
 
 
-class ByFeatures(Segmenter):
+class ByFeatures(Grouping):
     """Groups the positions of a layer's grid; then each pixel takes the group whose mean feature is nearest to its own.
 
     layer: whose output is the feature, by its name in the network or an alias (`Backbone.aliases`). timestep, noise,
@@ -41,26 +39,12 @@ class ByFeatures(Segmenter):
         self.look, self.needs = Look(timestep, noise, size=size), Needs(features=frozenset({layer}))
         self.layer, self.upsample = layer, upsample
 
-    @abstractmethod
-    def groups(self, images: Sequence[Observed]) -> list[Tensor]:
-        """The group of each position of the grid, int64 [h, w], 0..K-1, of each image."""
-
     def tokens(self, image: Observed) -> Tensor:
         """The grid's features [h*w, C], row by row."""
         return image.features(self.layer, self.look).flatten(1).T
 
-    @torch.no_grad()
-    def segment(self, image: Observed) -> np.ndarray:
-        """Labels int32 [H, W], 0..K-1; a group that is nearest to no pixel has none."""
-        return self._labels(image, self.groups([image])[0])
-
-    @torch.no_grad()
-    def segment_batch(self, batch: Batch) -> list[np.ndarray]:
-        """As `segment`, the groups of all images at once."""
-        images = list(batch)
-        return [self._labels(image, groups) for image, groups in zip(images, self.groups(images), strict=True)]
-
-    def _labels(self, image: Observed, groups: Tensor) -> np.ndarray:
+    def pixels_of(self, image: Observed, groups: Tensor) -> np.ndarray:
+        """Each pixel to the nearest group, at `upsample` times the grid's size."""
         h, w = groups.shape
         labels = concepts(self.tokens(image), groups, (h * self.upsample, w * self.upsample))
         return as_numpy(upsample_labels(labels, image.size))

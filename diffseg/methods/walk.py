@@ -6,7 +6,6 @@ spectral clustering with one k for every image.
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,13 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffseg.errors import UserError
-from diffseg.methods.base import Segmenter, as_numpy, upsample_labels
+from diffseg.methods.base import Grouping, as_numpy, upsample_labels
 from diffseg.methods.ncut import CutTree, check_threshold, cluster_qr, normalised, partitions
-from diffseg.observed import Batch, Observed
+from diffseg.observed import Observed
 from diffseg.segmentation import by_area, to_labels
 
 
-class ByWalk(Segmenter):
+class ByWalk(Grouping):
     """Groups positions by a walk over the aggregated attention; pixels then as DiffSeg's, by the groups' mean maps.
 
     steps: of the walk. grid: positions a side at most, which finer attention is pooled to. weights: R.
@@ -35,10 +34,6 @@ class ByWalk(Segmenter):
         self.steps, self.grid = steps, grid
         self.weights = None if weights is None else tuple(weights)
 
-    @abstractmethod
-    def groups(self, images: Sequence[Observed]) -> list[Tensor]:
-        """The group of each pooled position, int64 [g, g'], 0..K-1, of each image."""
-
     def affinity(self, image: Observed) -> Tensor:
         """float64 [N, N] between pooled positions, symmetric."""
         return walk_affinity(image.attention(self.weights, self.look), self.steps, self.grid)
@@ -47,18 +42,8 @@ class ByWalk(Segmenter):
         """The name of something of an image that other settings of the method share."""
         return (what, self.weights, self.look, self.steps, self.grid, image.index)
 
-    @torch.no_grad()
-    def segment(self, image: Observed) -> np.ndarray:
-        """Labels int32 [H, W], 0..K-1 by falling area."""
-        return self._labels(image, self.groups([image])[0])
-
-    @torch.no_grad()
-    def segment_batch(self, batch: Batch) -> list[np.ndarray]:
-        """As `segment`, the groups of all images at once."""
-        images = list(batch)
-        return [self._labels(image, groups) for image, groups in zip(images, self.groups(images), strict=True)]
-
-    def _labels(self, image: Observed, groups: Tensor) -> np.ndarray:
+    def pixels_of(self, image: Observed, groups: Tensor) -> np.ndarray:
+        """Each pixel to the largest of the groups' mean maps; numbers by falling area."""
         attention = image.attention(self.weights, self.look)
         h, w = attention.shape[:2]
         members = F.one_hot(upsample_labels(groups, (h, w)).flatten()).T.to(attention.dtype)  # [K, h*w]
@@ -127,6 +112,6 @@ def walk_affinity(attention: Tensor, steps: int, grid: int) -> Tensor:
     h, w = attention.shape[:2]
     size = pooled((h, w), grid)
     goes = F.adaptive_avg_pool2d(attention.reshape(1, h * w, h, w), size).flatten(2)  # [1, h*w, g*g']
-    steps_of = F.adaptive_avg_pool2d(goes.mT.reshape(1, -1, h, w), size).flatten(2)[0].T.double()
-    walk = torch.linalg.matrix_power(steps_of / steps_of.sum(1, keepdim=True), steps)
+    step = F.adaptive_avg_pool2d(goes.mT.reshape(1, -1, h, w), size).flatten(2)[0].T.double()
+    walk = torch.linalg.matrix_power(step / step.sum(1, keepdim=True), steps)
     return (walk + walk.T) / 2
