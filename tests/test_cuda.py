@@ -87,14 +87,46 @@ def test_recursive_cuts_of_several_images_at_once():
         assert agreement(labels.view(32, 32).cpu().numpy(), golden) == 1
 
 
-def test_distances_do_not_use_tf32():
+@pytest.fixture()
+def tf32_allowed():
+    """As a program around may have it."""
+    matmul = torch.backends.cuda.matmul
+    name, on = ("fp32_precision", "tf32") if hasattr(matmul, "fp32_precision") else ("allow_tf32", True)
+    before = getattr(matmul, name)
+    setattr(matmul, name, on)
+    yield
+    assert getattr(matmul, name) == on
+    setattr(matmul, name, before)
+
+
+def test_distances_do_not_use_tf32(tf32_allowed):
     p = torch.softmax(8 * torch.randn(256, 4096, generator=torch.Generator().manual_seed(0)), -1)
-    torch.backends.cuda.matmul.allow_tf32 = True
-    try:
-        found = symmetric_kl(p.cuda(), p.cuda()).cpu()
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = False
+    found = symmetric_kl(p.cuda(), p.cuda()).cpu()
     torch.testing.assert_close(found.double(), symmetric_kl(p.double(), p.double()), atol=5e-5, rtol=1e-5)
+
+
+def test_a_float32_model_is_one(tf32_allowed):
+    """Convolutions, too, for which torch allows TF32 unless told otherwise."""
+    image = image_to_pixels(scene(TEST_SEED, 0).image)[None]
+    needs, maps = Needs(attention=True), {}
+    for device in ("cpu", "cuda"):
+        model = DiffusionModel.from_pretrained("mini", device=device, dtype=torch.float32)
+        maps[device] = model.observe(image.to(device), needs, Look(100)).self_attention
+    for size, expected in maps["cpu"].items():
+        found = maps["cuda"][size].cpu()
+        assert ((found - expected).norm() / expected.norm()).item() <= 2e-5, size
+
+
+def test_residual_blocks_are_fused_and_right():
+    """In both parts of the model, with weights and names as they were."""
+    plain = DiffusionModel.from_pretrained("mini", device="cpu")
+    model = DiffusionModel.from_pretrained("mini", device="cuda", dtype=torch.float32)
+    kinds = {type(m).__name__ for part in (model.pipeline.vae, model.network) for m in part.modules()}
+    assert "FusedBlock" in kinds
+    assert "ResnetBlock2D" not in kinds
+    assert plain.network.state_dict().keys() == model.network.state_dict().keys()
+    images = torch.stack([image_to_pixels(scene(TEST_SEED, i).image) for i in range(2)])
+    torch.testing.assert_close(model.encode(images.cuda()).cpu(), plain.encode(images), rtol=1e-3, atol=1e-4)
 
 
 def test_a_batch_is_merged_as_its_images_are():
