@@ -81,7 +81,7 @@ def _add_mean(
 def tiles(depth: int, keys: int, dtype: torch.dtype) -> dict[str, int | str]:
     """The kernels' constants, so that a program keeps to its registers and to the shared memory that any GPU has."""
     exact = dtype == torch.float32
-    rows, most, part = (32, 32, 32) if exact else (128, 64, 64)
+    rows, most, part = (32, 32, 32) if exact else (64, 64, 64)
     return {
         "ROWS": rows,
         "KEYS": min(most, max(16, triton.next_power_of_2(keys))),

@@ -118,10 +118,10 @@ def test_a_float32_model_is_one(tf32_allowed):
 
 
 def test_residual_blocks_are_fused_and_right():
-    """In both parts of the model, with weights and names as they were."""
+    """In the autoencoder's encoder and the UNet, with weights and names as they were."""
     plain = DiffusionModel.from_pretrained("mini", device="cpu")
     model = DiffusionModel.from_pretrained("mini", device="cuda", dtype=torch.float32)
-    kinds = {type(m).__name__ for part in (model.pipeline.vae, model.network) for m in part.modules()}
+    kinds = {type(m).__name__ for part in (model.pipeline.vae.encoder, model.network) for m in part.modules()}
     assert "FusedBlock" in kinds
     assert "ResnetBlock2D" not in kinds
     assert plain.network.state_dict().keys() == model.network.state_dict().keys()

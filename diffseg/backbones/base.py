@@ -127,7 +127,7 @@ class Backbone(ABC):
         tokens = partial(self.tokens, size=(images.shape[2], images.shape[3]))
         if needs.attention:
             self._check_memory(groups, (images.shape[2], images.shape[3]), len(images))
-        aliases = self.aliases()
+        aliases = self.aliases() if needs.features else {}
         for asked in needs.features & ALIASES - aliases.keys():
             raise UserError(
                 f"{self.name} has no {asked!r}, which a method asks features of: name a layer of this model for it, or "

@@ -12,6 +12,7 @@ import triton
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
+from diffseg.devices import full_float32
 from diffseg.fused import group_norm_silu, sum_of
 
 _TOLERANCE = 0.01  # of the norm of a result in halves
@@ -100,6 +101,7 @@ def right(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 @torch.no_grad()
+@full_float32()
 def deviation(device: torch.device, dtype: torch.dtype) -> float:
     """How far a small random block's result is from diffusers' in float64, as a share of its norm."""
     with torch.random.fork_rng(devices=[]):
