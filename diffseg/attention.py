@@ -173,7 +173,7 @@ class Recorder(TorchFunctionMode):
         self._watch(False)
 
     def _watch(self, on: bool) -> None:
-        """Torch's calls come by here only inside a watched layer: each costs microseconds, and a pass makes thousands."""
+        """Torch's calls come by here only inside a watched layer: each costs microseconds, a pass makes thousands."""
         if on and not self._watching:
             super().__enter__()
         elif self._watching and not on:

@@ -4,9 +4,9 @@ The head-mean of softmax(q k^T), without ever writing a head's probabilities: on
 row of every head; the second goes over tiles of the result, adds up 2^(s - that) over the heads in registers, and adds
 the tile to the running sum: its one read and one write. What is computed, and its truth, is `attention.add_head_mean`.
 
-Group norm and SiLU of channels that lie last, as convolutions of halves want them (torch's own group norm copies them to
-the other layout, and back): one kernel goes over chunks of positions for each channel's mean and squared deviations, one
-makes a scale and a shift for each channel of them, one applies these.
+Group norm and SiLU of channels that lie last, as convolutions of halves want them (torch's own group norm copies them
+to the other layout, and back): one kernel goes over chunks of positions for each channel's mean and squared deviations,
+one makes a scale and a shift for each channel of them, one applies these.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def add_head_mean(total: Tensor, q: Tensor, k: Tensor, heads: int, scale: float)
     _add_mean[key_tiles, row_tiles, batch](q, k, log_sums, total, *sizes, **constants)
 
 
-# --- between convolutions: all tensors [B, C, H, W] with channels last, that is, [B, H * W, C] in memory ---------------
+# --- between convolutions: tensors [B, C, H, W] with channels last, that is, [B, H * W, C] in memory ------------------
 
 
 @triton.jit

@@ -87,7 +87,7 @@ def test_recursive_cuts_of_several_images_at_once():
         assert agreement(labels.view(32, 32).cpu().numpy(), golden) == 1
 
 
-@pytest.fixture()
+@pytest.fixture
 def tf32_allowed():
     """As a program around may have it."""
     matmul = torch.backends.cuda.matmul

@@ -32,7 +32,7 @@ class FusedBlock(ResnetBlock2D):
         hidden = _convolved(self.conv1, _normed(self.norm1, x))
         offset = self.conv1.bias
         if self.time_emb_proj is not None:
-            offset = self.time_emb_proj(F.silu(temb)) + offset
+            offset = self.time_emb_proj(self.nonlinearity(temb)) + offset
         hidden = _convolved(self.conv2, _normed(self.norm2, hidden, offset))
         bias = self.conv2.bias
         if self.conv_shortcut is not None:
@@ -56,14 +56,14 @@ def _convolved(layer: nn.Conv2d, x: Tensor) -> Tensor:
 
 
 def fuse(network: nn.Module) -> int:
-    """Makes the network's residual blocks of the usual kind `FusedBlock`s; weights and names stay. How many there are."""
+    """Makes residual blocks of the usual kind `FusedBlock`s; weights and names stay. Gives how many there are."""
     blocks = [block for block in network.modules() if _is_usual(block)]
     for block in blocks:
         block.__class__ = FusedBlock
     return len(blocks)
 
 
-def _is_usual(block: nn.Module) -> bool:
+def _is_usual(block: Any) -> bool:
     if type(block) is not ResnetBlock2D:
         return False
     layers = [block.conv1, block.conv2, *([] if block.conv_shortcut is None else [block.conv_shortcut])]
