@@ -13,7 +13,10 @@ from diffseg.mini import checkpoints
 
 
 def train_tokenizer(folder: Path, captions: list[str]) -> CLIPTokenizer:
-    """A byte-pair tokenizer in CLIP's format: whole words of the captions, pieces or bytes for all other text."""
+    """A byte-pair tokenizer in CLIP's format: whole words of the captions, pieces or bytes for all other text.
+
+    The same captions give the same tokenizer, in any process.
+    """
     # Byte pairs of the captions' words
     bpe = Tokenizer(models.BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>"))
     bpe.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
@@ -21,9 +24,12 @@ def train_tokenizer(folder: Path, captions: list[str]) -> CLIPTokenizer:
         [pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    endings = [b + "</w>" for b in alphabet]
     trainer = trainers.BpeTrainer(
         vocab_size=1400,
-        special_tokens=["<|startoftext|>", "<|endoftext|>"],
+        # Among pairs that are equally frequent the smaller numbers are merged first. The trainer would number the bytes
+        # that end a word in the order of its hash table, which differs from process to process.
+        special_tokens=["<|startoftext|>", "<|endoftext|>", *endings],
         initial_alphabet=alphabet,
         end_of_word_suffix="</w>",
         show_progress=False,
@@ -33,7 +39,7 @@ def train_tokenizer(folder: Path, captions: list[str]) -> CLIPTokenizer:
 
     # CLIP's own order: bytes, bytes that end a word, merges, the two special tokens.
     merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in trained["merges"]]
-    words = alphabet + [b + "</w>" for b in alphabet]
+    words = alphabet + endings
     words += list(dict.fromkeys("".join(m) for m in merges if "".join(m) not in set(words)))
     words += ["<|startoftext|>", "<|endoftext|>"]
 
