@@ -1,6 +1,9 @@
 """Training the embedded model: a few steps of the real thing, interrupted and continued."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -13,63 +16,83 @@ from diffseg import DiffSeg
 from diffseg.attention import capture
 from diffseg.backbones.base import EMBEDDED
 from diffseg.backbones.diffusion import DiffusionModel
-from diffseg.datasets.scenes import Scenes, scene
-from diffseg.mini import agreement, checkpoints, train
-from diffseg.mini.autoencoder import latents, new_autoencoder, train_autoencoder
+from diffseg.datasets.scenes import Scenes
+from diffseg.mini import agreement, autoencoder, checkpoints, denoiser, train, words
+from diffseg.mini.autoencoder import new_autoencoder
 from diffseg.mini.denoiser import Latents, new_unet, train_unet
 from diffseg.mini.evaluate import attention_picture, tune
-from diffseg.mini.export import export
-from diffseg.mini.pictures import pictures
-from diffseg.mini.recipe import STAGES, Recipe
-from diffseg.mini.text import named, new_text_encoder, token_ids, train_tokenizer
+from diffseg.mini.recipe import RECIPE, Autoencoding, Denoising, Drawing, Start, Words
 from diffseg.segmentation import aggregate
 
-TINY = Recipe(
-    scenes_256=3, scenes_512=2, steps_autoencoder=4, batch_autoencoder=2, steps_unet=4, batch_unet=2, batch_fine=1
+TINY = {
+    "scenes": Drawing(small=3, large=2),
+    "autoencoder": Autoencoding(steps=4, batch=2),
+    "start": Start(),
+    "unet": Denoising(steps=4, batch=2, batch_fine=1),
+    "agreement": replace(RECIPE["agreement"], steps=3, batch=2, batch_fine=1),
+    "regions": replace(RECIPE["regions"], large=1, steps=3, batch=2, batch_fine=1),
+    "regions-3": replace(RECIPE["regions-3"], steps=3, batch=2, batch_fine=1),
+    "words": Words(large=2, steps_classifier=2, steps=3, batch=2),
+}
+CUTS = (  # what is called for the n-th time when the training is interrupted
+    (autoencoder, "_crops", 4),
+    (denoiser, "_noised", 4),
+    (agreement.Walk, "targets", 3),
+    (agreement, "KMeans", 1),
+    (agreement.Regions, "targets", 3),
+    (words, "_within", 20),
+    (words, "_prompts", 4),
 )
 
 
-def run(work):
-    work.mkdir(exist_ok=True)
-    cpu = torch.device("cpu")
-    small, small_captions = pictures(work, TINY.scenes_256, 256, 0)
-    large, large_captions = pictures(work, TINY.scenes_512, 512, TINY.scenes_256)
-    autoencoder = train_autoencoder(work, TINY, cpu, [small, large])
-    tokenizer = train_tokenizer(work / "tokenizer", small_captions + large_captions)
-    ids = [token_ids(tokenizer, captions) for captions in (small_captions, large_captions)]
-    encoded = [latents(work, str(x.shape[1]), autoencoder, x, cpu) for x in (small, large)]
-    data = Latents(*encoded, *ids, np.array([named(caption) for caption in large_captions]))
-    torch.manual_seed(TINY.seed)
-    unet, text = new_unet(TINY.query_key_gain), new_text_encoder(tokenizer)
-    unet, text = train_unet(work, "unet", TINY, data, tokenizer, unet, text)
-    return autoencoder, unet, text, tokenizer
-
-
-def test_an_interrupted_training_ends_with_the_same_weights(tmp_path, monkeypatch):
+@pytest.fixture
+def few_steps(monkeypatch):
+    """The recipe with a few steps a stage, a checkpoint after two."""
+    for stage, recipe in TINY.items():
+        monkeypatch.setitem(RECIPE, stage, recipe)
+    for stage in RECIPE.keys() - TINY.keys():
+        monkeypatch.delitem(RECIPE, stage)
     monkeypatch.setattr(checkpoints, "CHECKPOINT_EVERY", 2)
-    whole = run(tmp_path / "whole")
-    generator = checkpoints.generator
+    monkeypatch.setattr(train, "recommend", lambda folder, device: None)
 
-    def interrupt(*key):
-        if key[-1] == 3:
+
+def interrupted(monkeypatch, owner, name, call, *args, **kwargs):
+    """Runs the command until `owner.name` is called for the `call`-th time."""
+    original, calls = getattr(owner, name), []
+
+    def wrapped(*given, **options):
+        calls.append(None)
+        if len(calls) == call:
             raise KeyboardInterrupt
-        return generator(*key)
+        return original(*given, **options)
 
-    for stage in (1, 2):  # once while the autoencoder is trained, once while the UNet is
-        monkeypatch.setattr(checkpoints, "generator", lambda *k, s=stage: interrupt(*k) if k[1] == s else generator(*k))
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, wrapped)
         with pytest.raises(KeyboardInterrupt):
-            run(tmp_path / "broken")
-    monkeypatch.setattr(checkpoints, "generator", generator)
-    continued = run(tmp_path / "broken")
-    for a, b in zip(whole[:3], continued[:3], strict=True):
-        for (name, x), y in zip(a.state_dict().items(), b.state_dict().values(), strict=True):
-            torch.testing.assert_close(x, y, rtol=0, atol=0, msg=name)
-    assert (tmp_path / "whole" / "unet-curve.csv").read_text() == (tmp_path / "broken" / "unet-curve.csv").read_text()
+            train.main(*args, **kwargs, device="cpu")
 
-    folder = tmp_path / "model"
-    export(folder, *whole)
+
+def files(folder):
+    """Every file of a folder with its bytes."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_an_interrupted_training_makes_the_same_files(tmp_path, monkeypatch, few_steps):
+    """From nothing to a folder, twice: once in one go, once cut within every stage and continued."""
+    train.main(tmp_path / "whole", None, work=tmp_path / "once", device="cpu")
+    place = {"out": tmp_path / "broken", "start": None, "work": tmp_path / "often"}
+    for owner, name, call in CUTS:
+        interrupted(monkeypatch, owner, name, call, **place)
+    train.main(**place, device="cpu")
+    whole, broken = files(tmp_path / "whole"), files(tmp_path / "broken")
+    assert whole.keys() == broken.keys()
+    assert [name for name in whole if whole[name] != broken[name]] == []
+    for stage in ("unet", "agreement", "regions-3"):
+        curves = [(tmp_path / work / f"{stage}-curve.csv").read_text() for work in ("once", "often")]
+        assert curves[0] == curves[1]
+
     pipeline = StableDiffusionPipeline.from_pretrained(
-        folder, dtype=torch.float32, safety_checker=None
+        tmp_path / "whole", dtype=torch.float32, safety_checker=None
     )  # diffusers' own class
     with torch.no_grad():
         picture = pipeline("a photo of grass", num_inference_steps=2, height=64, width=64, output_type="np").images[0]
@@ -77,49 +100,28 @@ def test_an_interrupted_training_ends_with_the_same_weights(tmp_path, monkeypatc
     assert np.isfinite(picture).all()
 
 
-@pytest.fixture
-def few_steps(monkeypatch):
-    """The stages after denoising, with three steps each and a checkpoint after two."""
-    tiny = {"scenes_256": 2, "scenes_512": 2, "steps_unet": 3, "batch_unet": 2, "batch_fine": 1}
-    for stage, recipe in STAGES.items():
-        monkeypatch.setitem(STAGES, stage, replace(recipe, **tiny))
-    monkeypatch.setattr(checkpoints, "CHECKPOINT_EVERY", 2)
-    monkeypatch.setattr(train, "recommend", lambda folder, device: None)
+def test_the_same_captions_give_the_same_tokenizer_in_any_process(tmp_path):
+    """The trainer's hash tables have a seed of their own in every process."""
+    program = (
+        "import sys; from pathlib import Path; from diffseg.mini.text import train_tokenizer; "
+        "from diffseg.datasets.scenes import scene; "
+        "train_tokenizer(Path(sys.argv[1]), [scene(0, i, 32).caption for i in range(40)])"
+    )
+    for seed in "0123":
+        command = [sys.executable, "-c", program, str(tmp_path / seed)]
+        subprocess.run(command, check=True, env=os.environ | {"PYTHONHASHSEED": seed})
+    first = files(tmp_path / "0")
+    assert all(files(tmp_path / seed) == first for seed in "123")
 
 
-def test_the_last_stages_of_a_finished_model(tmp_path, monkeypatch, few_steps):
-    """From a model's folder to another, through the command, interrupted everywhere and continued: tokenizer and
-    autoencoder stay, the UNet moves, and nothing of the training stays on it."""
-
-    def interrupted(owner, name, call):
-        original, calls = getattr(owner, name), []
-
-        def wrapped(*args, **kwargs):
-            calls.append(None)
-            if len(calls) == call:
-                raise KeyboardInterrupt
-            return original(*args, **kwargs)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(owner, name, wrapped)
-            with pytest.raises(KeyboardInterrupt):
-                train.main(tmp_path / "out", EMBEDDED["mini"], tmp_path / "work", device="cpu")
-
-    interrupted(agreement.Walk, "targets", 3)
-    interrupted(agreement, "KMeans", 2)
-    interrupted(agreement.Regions, "targets", 3)
-    train.main(tmp_path / "out", EMBEDDED["mini"], tmp_path / "work", device="cpu")
-    for name in list(STAGES)[1:]:
-        (tmp_path / "work" / f"{name}.pt").unlink()
-    for regions in (tmp_path / "work").glob("regions-*.npy"):
-        regions.unlink()
-    train.main(tmp_path / "whole", EMBEDDED["mini"], tmp_path / "work", device="cpu")
-    folders = (EMBEDDED["mini"], tmp_path / "out", tmp_path / "whole")
-    before, after, whole = (DiffusionModel.from_pretrained(str(f), device="cpu") for f in folders)
+def test_the_later_stages_of_a_finished_model(tmp_path, few_steps):
+    """From a model's folder to another: tokenizer and autoencoder stay, the UNet moves, nothing of the training stays
+    on it."""
+    train.main(tmp_path / "out", EMBEDDED["mini"], work=tmp_path / "work", device="cpu")
+    before, after = (DiffusionModel.from_pretrained(str(f), device="cpu") for f in (EMBEDDED["mini"], tmp_path / "out"))
     for part, same in (("vae", True), ("unet", False)):
-        a, b, c = (getattr(m.pipeline, part).state_dict() for m in (before, after, whole))
+        a, b = (getattr(m.pipeline, part).state_dict() for m in (before, after))
         assert all(torch.equal(a[k], b[k]) for k in a) == same
-        assert all(torch.equal(b[k], c[k]) for k in b)
     assert after.pipeline.tokenizer.get_vocab() == before.pipeline.tokenizer.get_vocab()
     for name in ("unet", "vae", "text_encoder"):  # and where the first model lay is nobody's business
         assert json.loads((tmp_path / "out" / name / "config.json").read_text()) == json.loads(
@@ -127,21 +129,22 @@ def test_the_last_stages_of_a_finished_model(tmp_path, monkeypatch, few_steps):
         )
     for stage, columns in (("agreement", "step,loss_32,loss_64,agreement"), ("regions-3", "step,loss_64,agreement")):
         assert (tmp_path / "work" / f"{stage}-curve.csv").read_text().startswith(columns)
+    assert not (tmp_path / "work" / "unet.pt").exists()
 
 
 def test_a_checkpoint_of_another_training_is_refused(tmp_path, capsys, few_steps):
     """A second model with the first one's work folder is not given the first one's weights."""
-    train.main(tmp_path / "first", EMBEDDED["mini"], tmp_path / "work", last=True, device="cpu")
+    train.main(tmp_path / "first", EMBEDDED["mini"], "regions-3", tmp_path / "work", device="cpu")
     with pytest.raises(typer.Exit):
-        train.main(tmp_path / "second", tmp_path / "first", tmp_path / "work", last=True, device="cpu")
+        train.main(tmp_path / "second", tmp_path / "first", "regions-3", tmp_path / "work", device="cpu")
     assert "regions-3.pt is of a training that began with other weights" in capsys.readouterr().err
     assert not (tmp_path / "second" / "unet").exists()
 
 
-def test_the_last_stage_needs_a_model_to_begin_with(tmp_path, capsys):
+def test_a_stage_that_is_not_there(tmp_path, capsys):
     with pytest.raises(typer.Exit):
-        train.main(tmp_path / "out", None, tmp_path / "work", last=True, device="cpu")
-    assert "--last needs a model to begin with: name its folder with --start" in capsys.readouterr().err
+        train.main(tmp_path / "out", EMBEDDED["mini"], "pictures", tmp_path / "work", device="cpu")
+    assert "--first must be one of unet, agreement, regions" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
@@ -151,7 +154,7 @@ def test_steps_without_noise_have_no_denoising_loss(tmp_path):
     ids = np.full((4, 77), pipeline.tokenizer.eos_token_id)
     large = np.random.default_rng(0).standard_normal((4, 4, 64, 64), dtype=np.float32)
     data = Latents(large[:, :, :32, :32], large, ids, ids, np.full(4, 2))
-    recipe = replace(TINY, steps_unet=6, fine_every=1, clean=0.5)
+    recipe = Denoising(steps=6, batch=2, batch_fine=1, fine_every=1, clean=0.5)
     train_unet(tmp_path, "noisy", recipe, data, pipeline.tokenizer, pipeline.unet, pipeline.text_encoder)
     losses = torch.load(tmp_path / "noisy.pt", weights_only=True)["losses"]["loss_64"]
     assert 0 < len(losses) < 6
@@ -227,13 +230,6 @@ def test_the_regions_of_a_scene_are_as_many_as_its_caption_names(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["regions.npy"]
 
 
-def test_how_many_things_a_caption_names():
-    assert named("a photo of sand") == 1
-    assert named("a photo of sky, potted plant and dog") == 3
-    for made in (scene(0, index, 64) for index in range(30)):
-        assert named(made.caption) == len(made.nouns)
-
-
 def test_a_coarse_layer_is_to_attend_to_cells():
     """A layer with half the side has the sums of 2 x 2 targets as its own, for the cell that a position lies in."""
     unet = mini()
@@ -271,13 +267,13 @@ def test_the_aggregate_that_is_to_agree_is_what_a_segmentation_sees():
 
 
 def test_a_longer_training_changes_nothing_else():
-    assert Recipe().of() == Recipe()
-    assert Recipe().of(20_000, 64) == replace(Recipe(), steps_unet=20_000, batch_unet=64, batch_fine=16)
+    assert Denoising().of() == Denoising()
+    assert Denoising().of(20_000, 64) == replace(Denoising(), steps=20_000, batch=64, batch_fine=16)
 
 
 def test_a_wrong_device_is_refused_before_anything_is_made(tmp_path, capfd):
     with pytest.raises(typer.Exit) as ended:
-        train.main(tmp_path / "out", None, tmp_path / "work", device="cuda:99")
+        train.main(tmp_path / "out", None, work=tmp_path / "work", device="cuda:99")
     assert ended.value.exit_code == 2
     assert "is not there" in capfd.readouterr().err
     assert not list(tmp_path.iterdir())

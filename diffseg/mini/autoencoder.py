@@ -1,7 +1,8 @@
-"""Stage 2 of training: the autoencoder, and the latents it makes of the pictures."""
+"""Training of the autoencoder, and the latents it makes of the pictures."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from tqdm import tqdm
 
 from diffseg.mini import checkpoints
 from diffseg.mini.pictures import to_tensor
-from diffseg.mini.recipe import Recipe
+from diffseg.mini.recipe import Autoencoding
 
 
 def new_autoencoder() -> AutoencoderKL:
@@ -55,26 +56,28 @@ def _crops(rng: np.random.Generator, sources: list[np.ndarray], count: int) -> n
     return np.stack(crops)
 
 
-def train_autoencoder(work: Path, recipe: Recipe, device: torch.device, sources: list[np.ndarray]) -> AutoencoderKL:
+def train_autoencoder(
+    work: Path, recipe: Autoencoding, device: torch.device, sources: list[np.ndarray]
+) -> AutoencoderKL:
     """Returns the trained autoencoder with its scaling factor (1 / standard deviation of the latents) set."""
     torch.manual_seed(recipe.seed)
     model, checkpoint, first = new_autoencoder().to(device), work / "autoencoder.pt", 0
     optimiser = torch.optim.AdamW(model.parameters(), 2e-3, betas=(0.9, 0.99), weight_decay=1e-4)
-    if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
+    begun = checkpoints.fingerprint(replace(recipe, steps=0), [source.shape for source in sources])
+    if state := checkpoints.load(checkpoint, begun, device):
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         first = state["step"]
         model.register_to_config(scaling_factor=state["scaling_factor"])
 
-    steps = recipe.steps_autoencoder
+    steps = recipe.steps
     for step in (bar := tqdm(range(first, steps), "autoencoder", steps, initial=first, mininterval=5)):
         rng = checkpoints.generator(recipe.seed, 1, step)
         for group in optimiser.param_groups:
             group["lr"] = 2e-3 * checkpoints.cosine(step, steps)
 
         # Forward: pixels, and colour on 8 x 8 means
-        x = to_tensor(_crops(rng, sources, recipe.batch_autoencoder), device)
+        x = to_tensor(_crops(rng, sources, recipe.batch), device)
         with checkpoints.autocast(device):
             posterior = model.encode(x).latent_dist
             noise = torch.from_numpy(rng.standard_normal(posterior.mean.shape, dtype=np.float32)).to(device)
@@ -96,6 +99,7 @@ def train_autoencoder(work: Path, recipe: Recipe, device: torch.device, sources:
             scale = 1 / posterior.mean.float().std().item()
             checkpoints.save(
                 checkpoint,
+                begun=begun,
                 model=model.state_dict(),
                 optimiser=optimiser.state_dict(),
                 step=step + 1,
@@ -106,9 +110,10 @@ def train_autoencoder(work: Path, recipe: Recipe, device: torch.device, sources:
 
 
 @torch.no_grad()
-def latents(work: Path, name: str, autoencoder: AutoencoderKL, images: np.ndarray, device: torch.device) -> np.ndarray:
+def latents(work: Path, autoencoder: AutoencoderKL, images: np.ndarray, device: torch.device) -> np.ndarray:
     """Scaled latents of images, float16 [count, 4, h, w] (memory-mapped); cached in work."""
-    path = work / f"latents-{name}-{len(images)}.npy"
+    name = f"{images.shape[1]}-{len(images)}-{checkpoints.fingerprint(autoencoder)[:12]}"
+    path = work / f"latents-{name}.npy"
     if not path.exists():
         side = images.shape[1] // 8
         partial = path.with_suffix(".partial.npy")

@@ -5,11 +5,15 @@ They are called through the module, as `checkpoints.due`: a test that interrupts
 
 from __future__ import annotations
 
+import hashlib
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+
+from diffseg.errors import UserError
 
 CHECKPOINT_EVERY = 250  # steps
 
@@ -24,6 +28,42 @@ def save(path: Path, **state) -> None:
     partial = path.with_suffix(".partial")
     torch.save(state, partial)
     partial.rename(path)
+
+
+def load(path: Path, begun: str, device: torch.device) -> dict[str, Any] | None:
+    """What `save` has written with the same `begun`; None: nothing yet.
+
+    Raises:
+        UserError: the checkpoint is of a training that began with other weights or another recipe.
+    """
+    if not path.exists():
+        return None
+    state = torch.load(path, map_location=device, weights_only=True)
+    if state.get("begun") != begun:
+        raise UserError(
+            f"{path} is of a training that began with other weights or another recipe: "
+            "choose another folder with --work"
+        )
+    return state
+
+
+def fingerprint(*parts: object) -> str:
+    """A hash of what a stage starts from: weights of modules, and the text of anything else."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, torch.nn.Module):
+            for tensor in part.parameters():
+                digest.update(tensor.detach().cpu().numpy().tobytes())
+        else:
+            digest.update(repr(part).encode())
+    return digest.hexdigest()
+
+
+def array(path: Path, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
+    """An array in a file, to read and write; zeros where there is none of that shape yet."""
+    if path.exists() and (found := np.lib.format.open_memmap(path, "r+")).shape == shape:
+        return found
+    return np.lib.format.open_memmap(path, "w+", dtype, shape)
 
 
 def write(path: Path, text: str) -> None:

@@ -1,8 +1,7 @@
-"""Stages 3 to 5 of training: the UNet, jointly with the text encoder, by denoising and later for agreement."""
+"""Training of the UNet, jointly with the text encoder, by denoising and later for agreement."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers.training_utils import EMAModel
 from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from diffseg.errors import UserError
 from diffseg.mini import checkpoints
 from diffseg.mini.agreement import Agreement, Batch, Regions, Walk, partitions
-from diffseg.mini.recipe import Recipe
+from diffseg.mini.recipe import Denoising
 from diffseg.mini.text import token_ids
 
 
@@ -55,26 +54,6 @@ def schedule() -> DDIMScheduler:
     )
 
 
-class Ema:
-    """Exponential moving average of the parameters of some modules, with a warm-up."""
-
-    def __init__(self, modules: list[torch.nn.Module], decay: float):
-        self.modules, self.decay = modules, decay
-        self.shadow = [p.detach().clone() for m in modules for p in m.parameters()]
-
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Moves the average towards the parameters after optimiser step `step`."""
-        decay = min(self.decay, (step + 1) / (step + 10))
-        torch._foreach_lerp_(self.shadow, [p.detach() for m in self.modules for p in m.parameters()], 1 - decay)
-
-    @torch.no_grad()
-    def copy_to(self, modules: list[torch.nn.Module]) -> None:
-        """Writes the average into modules of the same architecture."""
-        for p, s in zip((p for m in modules for p in m.parameters()), self.shadow, strict=True):
-            p.copy_(s)
-
-
 @dataclass(frozen=True)
 class Latents:
     """Training latents [count, 4, h, w] at 256 and 512 px; token ids [count, 77] of the captions; how many things the
@@ -87,14 +66,14 @@ class Latents:
     large_named: np.ndarray
 
 
-def _batch(data: Latents, recipe: Recipe, step: int, empty: np.ndarray, device: torch.device) -> Batch:
+def _batch(data: Latents, recipe: Denoising, step: int, empty: np.ndarray, device: torch.device) -> Batch:
     """The batch of one step. Crops get no caption: they may lack what it names."""
     rng = checkpoints.generator(recipe.seed, 2, step)
     fine = step % recipe.fine_every == 0
     x, ids, large = [], [], []
-    for _ in range(recipe.batch_fine if fine else recipe.batch_unet):
+    for _ in range(recipe.batch_fine if fine else recipe.batch):
         if fine or rng.random() < 0.4:
-            i = rng.integers(len(data.large))
+            i = rng.integers(min(recipe.large, len(data.large)))
             z = data.large[i]
             text = data.large_ids[i]
             large.append(int(i))
@@ -111,7 +90,7 @@ def _batch(data: Latents, recipe: Recipe, step: int, empty: np.ndarray, device: 
     return Batch(latents, torch.from_numpy(np.stack(ids)).to(device), np.array(large), rng)
 
 
-def _noised(x: torch.Tensor, recipe: Recipe, rng: np.random.Generator, signal: torch.Tensor):
+def _noised(x: torch.Tensor, recipe: Denoising, rng: np.random.Generator, signal: torch.Tensor):
     """Latents to denoise, their time steps, the velocities to predict, and which latents were left clean, at t = 100.
 
     x: [B, 4, n, n]; signal [1000]: the schedule's cumulative alphas.
@@ -124,20 +103,17 @@ def _noised(x: torch.Tensor, recipe: Recipe, rng: np.random.Generator, signal: t
     return torch.where(clean.view(-1, 1, 1, 1), x, noisy), torch.where(clean, 100, t), velocity, clean
 
 
-def _fingerprint(recipe: Recipe, *parts: torch.nn.Module) -> str:
+def _begun(recipe: Denoising, *parts: torch.nn.Module) -> str:
     """What a stage of training starts from: its recipe, but for its length, and the weights before it."""
-    digest = hashlib.sha256(repr(replace(recipe, steps_unet=0)).encode())
-    for tensor in (p for part in parts for p in part.parameters()):
-        digest.update(tensor.detach().cpu().numpy().tobytes())
-    return digest.hexdigest()
+    return checkpoints.fingerprint(replace(recipe, steps=0), *parts)
 
 
-def _teacher(recipe: Recipe, cache: Path, data: Latents, unet: UNet2DConditionModel, context: torch.Tensor):
+def _teacher(recipe: Denoising, cache: Path, data: Latents, unet: UNet2DConditionModel, context: torch.Tensor):
     """What a stage's recipe has the self-attention layers taught by, made from the model that the stage begins with."""
     if recipe.teacher == "walk":
         return Walk(unet, context)
     if recipe.teacher == "regions":
-        return Regions(partitions(cache, unet, context, data.large, data.large_named))
+        return Regions(partitions(cache, unet, context, data.large[: recipe.large], data.large_named))
     return None
 
 
@@ -145,36 +121,32 @@ class Training:
     """One stage's training of UNet and text encoder: what a checkpoint keeps, and the curve."""
 
     def __init__(
-        self, unet: UNet2DConditionModel, text: CLIPTextModel, recipe: Recipe, checkpoint: Path, losses: list[str]
+        self, unet: UNet2DConditionModel, text: CLIPTextModel, recipe: Denoising, checkpoint: Path, losses: list[str]
     ):
         """Continues from checkpoint if it is there. losses: the names of those that the curve has.
 
         Raises:
-            ValueError: the checkpoint is of a training that began with other weights or another recipe.
+            UserError: the checkpoint is of a training that began with other weights or another recipe.
         """
-        self.begun = _fingerprint(recipe, unet, text)
+        self.begun = _begun(recipe, unet, text)
         self.unet, self.text, self.checkpoint = unet, text, checkpoint
         for module in (unet, text):
             module.requires_grad_(True).train()
         self.parameters = [*unet.parameters(), *text.parameters()]
         self.optimiser = torch.optim.AdamW(self.parameters, recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
-        self.ema, self.step = Ema([unet, text], recipe.ema), 0
+        self.ema, self.step = EMAModel(self.parameters, recipe.ema, foreach=True), 0
         self.curve: list[list[float]] = []
         self.losses: dict[str, list[float]] = {name: [] for name in losses}
 
         # What the checkpoint kept
-        if not checkpoint.exists():
+        state = checkpoints.load(checkpoint, self.begun, unet.device)
+        if state is None:
             return
-        state = torch.load(checkpoint, map_location=unet.device, weights_only=True)
-        if state.get("begun") != self.begun:
-            raise UserError(
-                f"{checkpoint} is of a training that began with other weights or another recipe: "
-                "choose another folder with --work"
-            )
         unet.load_state_dict(state["unet"])
         text.load_state_dict(state["text"])
         self.optimiser.load_state_dict(state["optimiser"])
-        self.ema.shadow, self.step, self.curve, self.losses = (state[k] for k in ("ema", "step", "curve", "losses"))
+        self.ema.load_state_dict(state["ema"])
+        self.step, self.curve, self.losses = (state[k] for k in ("step", "curve", "losses"))
 
     def update(self, loss: torch.Tensor, learning_rate: float) -> None:
         """One step down the gradient of loss."""
@@ -184,7 +156,7 @@ class Training:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimiser.step()
-        self.ema.update(self.step)
+        self.ema.step(self.parameters)
         self.step += 1
 
     def means(self) -> dict[str, float]:
@@ -201,7 +173,7 @@ class Training:
             unet=self.unet.state_dict(),
             text=self.text.state_dict(),
             optimiser=self.optimiser.state_dict(),
-            ema=self.ema.shadow,
+            ema=self.ema.state_dict(),
             step=self.step,
             curve=self.curve,
             losses={name: values[-50:] for name, values in self.losses.items()},
@@ -211,7 +183,7 @@ class Training:
 def train_unet(
     work: Path,
     stage: str,
-    recipe: Recipe,
+    recipe: Denoising,
     data: Latents,
     tokenizer: CLIPTokenizer,
     unet: UNet2DConditionModel,
@@ -221,20 +193,20 @@ def train_unet(
     moving averages. The checkpoint is work/STAGE.pt, the losses are in work/STAGE-curve.csv.
 
     Raises:
-        ValueError: the checkpoint is of a training that began with other weights or another recipe.
+        UserError: the checkpoint is of a training that began with other weights or another recipe.
     """
     # The teacher, if any, is made from the model that the stage begins with
     device = unet.device
     empty = token_ids(tokenizer, [""])[0]
     with torch.no_grad():
         context = text(torch.from_numpy(empty)[None].to(device))[0]
-    teacher = _teacher(recipe, work / f"regions-{_fingerprint(recipe, unet, text)[:12]}.npy", data, unet, context)
+    teacher = _teacher(recipe, work / f"regions-{_begun(recipe, unet, text)[:12]}.npy", data, unet, context)
     agreement = Agreement(unet, recipe.aggregated) if teacher else None
 
     names = ["loss_32"] * (recipe.fine_every > 1) + ["loss_64"] + ["agreement"] * bool(teacher)
     training = Training(unet, text, recipe, work / f"{stage}.pt", names)
     signal = schedule().alphas_cumprod.to(device)
-    first, steps = training.step, recipe.steps_unet
+    first, steps = training.step, recipe.steps
     for step in (bar := tqdm(range(first, steps), stage, steps, initial=first, mininterval=5)):
         # Denoising
         batch = _batch(data, recipe, step, empty, device)
@@ -263,5 +235,5 @@ def train_unet(
             training.save()
     if agreement:
         agreement.close()
-    training.ema.copy_to([unet, text])
+    training.ema.copy_to(training.parameters)
     return unet.eval(), text.eval()

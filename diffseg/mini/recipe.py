@@ -1,46 +1,87 @@
-"""The recipes of the embedded model's training: everything that changes its weights."""
+"""The recipe of the embedded model: everything that changes its weights, stage after stage."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """Everything that changes the weights. steps_* are optimiser steps, batch_* images per step."""
+class Drawing:
+    """Draws scenes with captions: how many of 256 px, and how many of 512 px."""
+
+    small: int
+    large: int
+
+
+@dataclass(frozen=True)
+class Autoencoding:
+    """Trains the autoencoder on crops of all scenes, `batch` a step, and makes the latents of the scenes."""
 
     seed: int = 0
-    scenes_256: int = 6000
-    scenes_512: int = 1500
-    steps_autoencoder: int = 1600
-    batch_autoencoder: int = 16
-    steps_unet: int = 3200
-    batch_unet: int = 16
+    steps: int = 1600
+    batch: int = 16
+
+
+@dataclass(frozen=True)
+class Start:
+    """Makes the tokenizer from the captions, and the untrained UNet and text encoder."""
+
+    seed: int = 0
+    query_key_gain: float = 1.5
+
+
+@dataclass(frozen=True)
+class Denoising:
+    """Trains UNet and text encoder by denoising and, where there is a teacher, self-attention towards agreement.
+
+    A step sees `batch` latents of 32 x 32, every `fine_every`-th step `batch_fine` of 64 x 64.
+    """
+
+    seed: int = 0
+    large: int = 2000  # that many of the scenes of 512 px are used
+    steps: int = 3200
+    batch: int = 16
     fine_every: int = 5
     batch_fine: int = 4
     learning_rate: float = 1e-3
     ema: float = 0.998
     caption_dropout: float = 0.3
-    query_key_gain: float = 1.5
     noise_power: float = 1.0  # t = 1000 u^noise_power with u uniform in [0, 1)
     clean: float = 0.0  # share of the latents that get no noise, as when segmenting; they only serve agreement
     teacher: str = ""  # of the self-attention layers: "walk", "regions", or none
     agreement: float = 0.5  # weight of the teacher's loss
     aggregated: bool = False  # the teacher's loss is of the layers' aggregate, not of each layer
 
-    def of(self, steps: int | None = None, batch: int | None = None) -> Recipe:
-        """This recipe with other numbers of UNet steps and of images a step; None: as they are."""
-        batch_unet, batch_fine = (batch, batch // 4) if batch else (self.batch_unet, self.batch_fine)
-        return replace(self, steps_unet=steps or self.steps_unet, batch_unet=batch_unet, batch_fine=batch_fine)
+    def of(self, steps: int | None = None, batch: int | None = None) -> Denoising:
+        """This stage with other numbers of steps and of latents a step; None: as they are."""
+        batch, batch_fine = (batch, batch // 4) if batch else (self.batch, self.batch_fine)
+        return replace(self, steps=steps or self.steps, batch=batch, batch_fine=batch_fine)
 
 
-# The stages after denoising. With `--start` their own numbers of scenes count, else those of Recipe are at hand.
-AGREEMENT = Recipe(
+@dataclass(frozen=True)
+class Words:
+    """Teaches cross-attention the nouns of captions, `batch` scenes of 512 px a step."""
+
+    seed: int = 5
+    large: int = 4000  # that many of the scenes of 512 px are used
+    threshold: float = 0.5  # tau of the regions: rather too many than too few
+    steps_classifier: int = 1500
+    coverage: float = 15.0  # weight of "each noun has a region" beside "each region is one of the nouns"
+    steps: int = 2000
+    batch: int = 16
+    learning_rate: float = 1e-3
+    absent: int = 3  # nouns at most that a prompt has besides the caption's
+    hold: float = 10.0  # weight of what cross-attention gives under the empty prompt
+
+
+Stage = Drawing | Autoencoding | Start | Denoising | Words
+Recipe = Mapping[str, Stage]
+
+_AGREEMENT = Denoising(
     seed=1,
-    scenes_256=8000,
-    scenes_512=3000,
-    steps_unet=800,
-    batch_unet=8,
+    steps=800,
+    batch=8,
     fine_every=2,
     batch_fine=2,
     learning_rate=6e-4,
@@ -49,11 +90,17 @@ AGREEMENT = Recipe(
     clean=0.3,
     teacher="walk",
 )
-REGIONS = replace(AGREEMENT, seed=2, scenes_512=2000, steps_unet=1000, fine_every=1, clean=0.5, teacher="regions")
-STAGES = {
-    "unet": Recipe(),
-    "agreement": AGREEMENT,
-    "regions": REGIONS,
-    "regions-2": replace(REGIONS, seed=3),
-    "regions-3": replace(REGIONS, seed=4, steps_unet=1500, aggregated=True),
+_REGIONS = replace(_AGREEMENT, seed=2, steps=1000, fine_every=1, clean=0.5, teacher="regions")
+
+# The stages by name, in order.
+RECIPE: Recipe = {
+    "scenes": Drawing(small=8000, large=4000),
+    "autoencoder": Autoencoding(),
+    "start": Start(),
+    "unet": Denoising(),
+    "agreement": _AGREEMENT,
+    "regions": _REGIONS,
+    "regions-2": replace(_REGIONS, seed=3),
+    "regions-3": replace(_REGIONS, seed=4, steps=1500, aggregated=True),
+    "words": Words(),
 }

@@ -1,4 +1,4 @@
-"""Stage 3 of training, what reads captions: the tokenizer, made from them, and the untrained text encoder."""
+"""What reads captions: the tokenizer, made from them, and the untrained text encoder."""
 
 from __future__ import annotations
 
@@ -73,8 +73,3 @@ def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-
-
-def named(caption: str) -> int:
-    """How many things a scene's caption names: 3 in "a photo of sky, grass and dog"."""
-    return len(caption.removeprefix("a photo of ").replace(" and ", ", ").split(", "))

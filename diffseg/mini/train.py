@@ -1,23 +1,24 @@
 """Trains the embedded model from nothing but generated scenes: `make mini`, or `python -m diffseg.mini.train`.
 
-Six stages, each resumable from its checkpoint and deterministic by seed on one device:
+The stages and all their numbers are `RECIPE` in `recipe.py`. Each continues from its checkpoint or cache, and is
+deterministic by its seed on one device with one number of threads:
 
-1. scenes: photo-like pictures with captions are generated and cached. Labels are never used in training.
+1. scenes: photo-like pictures with captions are generated. Labels are never used in training.
 2. autoencoder: 8x down, 4 channels, on crops; L1 on pixels and, so that colour survives, on 8 x 8 means.
-3. unet: v-prediction on the latents, jointly with the text encoder. Most steps see whole scenes at 256 px and crops
+3. start: the tokenizer, made from the captions, and the untrained UNet and text encoder. The self-attention starts as
+   non-local means: `to_k` is a copy of `to_q`, so similar features attend to each other before anything is learned;
+   denoising then decides what "similar" has to mean.
+4. unet: v-prediction on the latents, jointly with the text encoder. Most steps see whole scenes at 256 px and crops
    of scenes at 512 px (both 32 x 32 latents), every fifth whole scenes at 512 px (64 x 64 latents).
-4. agreement: denoising goes on, while all self-attention layers learn to attend as the diffused attention of one of
+5. agreement: denoising goes on, while all self-attention layers learn to attend as the diffused attention of one of
    them does (`Walk`): one layer groups by itself, the others are made to follow.
-5. regions, three times: the same, towards segmentations of the model's own: k-means of its attention, with as many
+6. regions, three times: the same, towards segmentations of the model's own: k-means of its attention, with as many
    regions as the scene's caption names things (`Regions`). Twice each layer learns them for itself, then all together.
-6. tune: the default time step and threshold, on scenes that nothing else uses, with their labels; then the folder
-   is written.
+7. words: a classifier learns from captions alone what noun each of the model's own segments is; cross-attention
+   learns to attend from a segment to its noun. Queries, keys and text encoder move, self-attention does not.
 
-The self-attention starts as non-local means: `to_k` is a copy of `to_q`, so similar features attend to each other
-before anything is learned; denoising then decides what "similar" has to mean.
-
-The stages lie in `pictures`, `autoencoder`, `text` (tokenizer and text encoder) and `denoiser`; `recipe` has their
-numbers, `export` writes the folder.
+Then the folder is written, with the default time step and threshold: chosen on scenes that nothing else uses, with
+their labels.
 """
 
 from __future__ import annotations
@@ -43,12 +44,13 @@ from diffseg.mini.denoiser import Latents, new_unet, train_unet
 from diffseg.mini.evaluate import tune
 from diffseg.mini.export import export
 from diffseg.mini.pictures import pictures
-from diffseg.mini.recipe import STAGES, Recipe
-from diffseg.mini.text import named, new_text_encoder, token_ids, train_tokenizer
+from diffseg.mini.recipe import RECIPE, Autoencoding, Denoising, Drawing, Recipe, Start, Words
+from diffseg.mini.text import new_text_encoder, token_ids, train_tokenizer
+from diffseg.mini.words import train_words
 
 
 def recommend(folder: Path, device: str) -> None:
-    """Stage 6: writes a time step and a threshold, chosen on the tuning scenes, to folder/diffseg.json.
+    """Writes a time step and a threshold, chosen on the tuning scenes, to folder/diffseg.json.
 
     The time step with the best mIoU; of the thresholds the largest whose mIoU is within one standard error of the best
     (Breiman's rule): what scenes cannot tell apart is decided for fewer segments, since photos have more surplus ones.
@@ -66,45 +68,51 @@ def fewest(rows: Sequence[dict]) -> dict[str, float]:
     return {name: chosen[name] for name in ("threshold", "timestep")}
 
 
-def _train(out: Path, work: Path, place: torch.device, given: DiffusionModel | None, stages: dict[str, Recipe]) -> None:
-    """Every stage, those of the UNet by their recipes; autoencoder and tokenizer stay where a model is given."""
-    recipe = next(iter(stages.values()))
-    small, small_captions = pictures(work, recipe.scenes_256, 256, 0)
-    large, large_captions = pictures(work, recipe.scenes_512, 512, recipe.scenes_256)
+def _train(
+    recipe: Recipe, out: Path, work: Path, place: torch.device, given: DiffusionModel | None = None, first: str = ""
+) -> None:
+    """Runs the stages of a recipe in order and writes the model to out.
 
-    # The model to begin with
-    torch.manual_seed(recipe.seed)
-    if given:
-        model = given.pipeline
-        autoencoder, tokenizer = model.vae, model.tokenizer
-        unet, text = model.unet, model.text_encoder
-    else:
-        autoencoder = train_autoencoder(work, recipe, place, [small, large])
-        tokenizer = train_tokenizer(work / "tokenizer", small_captions + large_captions)
-        unet, text = new_unet(recipe.query_key_gain).to(place), new_text_encoder(tokenizer).to(place)
-
-    # The UNet's stages
-    data = Latents(
-        latents(work, "256", autoencoder, small, place),
-        latents(work, "512", autoencoder, large, place),
-        token_ids(tokenizer, small_captions),
-        token_ids(tokenizer, large_captions),
-        np.array([named(caption) for caption in large_captions]),
-    )
-    with one_sentence("diffseg.mini.train"):
-        for name, stage in stages.items():
-            unet, text = train_unet(work, name, stage, data, tokenizer, unet, text)
-
-    export(out, autoencoder, unet, text, tokenizer)
+    given: a model to begin with, of which autoencoder and tokenizer stay; then the stages of the UNet before the one
+    called `first` are left out.
+    """
+    skipped = list(recipe)[: list(recipe).index(first)] if given else []
+    for name, stage in recipe.items():
+        if isinstance(stage, Drawing):
+            small = pictures(work, stage.small, 256, 0)
+            large = pictures(work, stage.large, 512, stage.small)
+        elif isinstance(stage, Autoencoding):
+            vae = given.pipeline.vae if given else train_autoencoder(work, stage, place, [small.images, large.images])
+        elif isinstance(stage, Start):
+            torch.manual_seed(stage.seed)
+            tokenizer = (
+                given.pipeline.tokenizer
+                if given
+                else train_tokenizer(work / "tokenizer", small.captions + large.captions)
+            )
+            unet = given.pipeline.unet if given else new_unet(stage.query_key_gain).to(place)
+            text = given.pipeline.text_encoder if given else new_text_encoder(tokenizer).to(place)
+            data = Latents(
+                latents(work, vae, small.images, place),
+                latents(work, vae, large.images, place),
+                token_ids(tokenizer, small.captions),
+                token_ids(tokenizer, large.captions),
+                np.array([len(nouns) for nouns in large.nouns]),
+            )
+        elif isinstance(stage, Denoising) and name not in skipped:
+            train_unet(work, name, stage, data, tokenizer, unet, text)
+        elif isinstance(stage, Words):
+            train_words(work, name, stage, data.large, large.nouns, tokenizer, unet, text)
+    export(out, vae, unet, text, tokenizer)
     recommend(out, str(place))
 
 
 def main(
     out: Annotated[Path, typer.Option(help="Folder the model is written to.")] = Path(__file__).parent / "weights",
     start: Annotated[
-        Path | None,
-        typer.Option(help="Begin with the UNet and text encoder of this model: only the stages after denoising."),
+        Path | None, typer.Option(help="Begin with this model: its autoencoder and tokenizer stay, the rest goes on.")
     ] = None,
+    first: Annotated[str, typer.Option(help="With --start: the first stage to run.")] = "agreement",
     work: Annotated[
         Path, typer.Option(help="Folder for caches and checkpoints; an interrupted training continues from it.")
     ] = Path("results/mini"),
@@ -116,21 +124,21 @@ def main(
         int | None,
         typer.Option(help="Latents of 32 x 32 a step, a quarter as many of 64 x 64. (default: the recipe's)", min=4),
     ] = None,
-    last: Annotated[bool, typer.Option("--last", help="With --start: only the last of these stages.")] = False,
 ) -> None:
-    """Trains the embedded model (an estimated four hours on two CPU cores)."""
+    """Trains the embedded model (hours on two CPU cores)."""
     warnings.filterwarnings("ignore", category=FutureWarning)
-    names = list(STAGES)[(-1 if last else 1) if start else 0 :]
-    stages = {name: STAGES[name] for name in names}
-    stages[names[0]] = stages[names[0]].of(steps, batch)
+    recipe = dict(RECIPE)
+    if isinstance(denoising := RECIPE["unet"], Denoising):
+        recipe["unet"] = denoising.of(steps, batch)
+    stages = [name for name, stage in RECIPE.items() if not isinstance(stage, Drawing | Autoencoding | Start)]
     with one_sentence("diffseg.mini.train"):
-        if last and not start:
-            raise UserError("--last needs a model to begin with: name its folder with --start")
+        if first not in stages:
+            raise UserError(f"--first must be one of {', '.join(stages)}; got {first!r}")
         place = resolve_device(device)
         given = DiffusionModel.from_pretrained(str(start), device=place, dtype=torch.float32) if start else None
         check_writable(out, "choose another with --out")
         check_writable(work, "choose another with --work")
-    _train(out, work, place, given, stages)
+        _train(recipe, out, work, place, given, first)
 
 
 if __name__ == "__main__":
