@@ -72,7 +72,7 @@ class Words:
     batch: int = 16
     learning_rate: float = 1e-3
     absent: int = 3  # nouns at most that a prompt has besides the caption's
-    hold: float = 10.0  # weight of what cross-attention gives under the empty prompt
+    hold: float = 10.0  # weight of how far what cross-attention gives has moved
 
 
 Stage = Drawing | Autoencoding | Start | Denoising | Words

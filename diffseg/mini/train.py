@@ -15,7 +15,7 @@ deterministic by its seed on one device with one number of threads:
 6. regions, three times: the same, towards segmentations of the model's own: k-means of its attention, with as many
    regions as the scene's caption names things (`Regions`). Twice each layer learns them for itself, then all together.
 7. words: a classifier learns from captions alone what noun each of the model's own segments is; cross-attention
-   learns to attend from a segment to its noun. Queries, keys and text encoder move, self-attention does not.
+   learns to attend from a segment to its noun. What it gives is held, self-attention is not touched.
 
 Then the folder is written, with the default time step and threshold: chosen on scenes that nothing else uses, with
 their labels.

@@ -4,8 +4,8 @@ A caption says which nouns belong to a picture, never where.
 
 A classifier learns which class each of the model's own regions is of, because a region must be one of the things that
 the caption names, and each of these must be some region. Its answers are what cross-attention then learns: to attend
-from a region to the tokens of its noun. Only queries and keys of cross-attention and the text encoder move, and what
-cross-attention gives under the empty prompt is held, so that segments stay as they are.
+from a region to the tokens of its noun. Only cross-attention and the text encoder move, and what cross-attention gives
+is held where it was, under captions and under the empty prompt: segments, and what denoising does, stay as they are.
 """
 
 from __future__ import annotations
@@ -226,7 +226,7 @@ def train_words(
 
     # What moves, and what it was
     layers = list(_cross_attention(unet).values())
-    before = copy.deepcopy(layers)
+    before, text_before = copy.deepcopy(layers), copy.deepcopy(text)
     channels, levels = [layer.to_q.in_features for layer in layers], list(map(_level, _cross_attention(unet)))
     for module in (unet, text):
         module.requires_grad_(False)
@@ -260,11 +260,14 @@ def train_words(
         named = _cross_entropy(target, together, weight)
         each = torch.stack([_cross_entropy(target, one, weight) for one in maps]).mean()
 
-        # Under the empty prompt all is to stay
-        now, some = text(empty)[0], areas[scenes[:4]] > 0
+        # What cross-attention gives is to stay, half of the time under the empty prompt
+        some = recipe.batch // 2
+        prompts = torch.cat([torch.from_numpy(ids[: some // 2]).to(device), empty.expand(some - some // 2, -1)])
+        now = text(prompts)[0]
+        with torch.no_grad():
+            then = text_before(prompts)[0]
         trio = zip(layers, before, x, strict=True)
-        moved = [_change(layer, old, h[:4][some][None], now, context) for layer, old, h in trio]
-        held = torch.stack(moved).mean()
+        held = torch.stack([_change(layer, old, h[:some], now, then) for layer, old, h in trio]).mean()
 
         loss = named + 0.5 * each + recipe.hold * held
         optimiser.zero_grad(set_to_none=True)
@@ -303,7 +306,7 @@ def _cross_entropy(target: Tensor, attention: Tensor, weight: Tensor) -> Tensor:
 
 
 def _change(layer: Attention, before: Attention, hidden: Tensor, now: Tensor, then: Tensor) -> Tensor:
-    """How far what a layer adds at hidden [1, N, C] under a context has moved, as a share of its mean square."""
+    """How far what a layer adds at hidden [B, N, C] has moved, as a share of its mean square; contexts [B, T, D]."""
     with torch.no_grad():
         old = _output(before, hidden, then)
     return (_output(layer, hidden, now) - old).square().mean() / old.square().mean()
