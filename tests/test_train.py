@@ -41,7 +41,7 @@ CUTS = (  # what is called for the n-th time when the training is interrupted
     (agreement, "KMeans", 1),
     (agreement.Regions, "targets", 3),
     (words, "_within", 20),
-    (words, "_prompts", 4),
+    (words, "_prompts", 3),
 )
 
 

@@ -72,7 +72,8 @@ class Words:
     batch: int = 16
     learning_rate: float = 1e-3
     absent: int = 3  # nouns at most that a prompt has besides the caption's
-    hold: float = 10.0  # weight of how far what cross-attention gives has moved
+    hold: float = 10.0  # weight of how far what cross-attention gives has moved under the empty prompt,
+    hold_captioned: float = 0.5  # and under captions
 
 
 Stage = Drawing | Autoencoding | Start | Denoising | Words

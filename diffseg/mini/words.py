@@ -260,23 +260,23 @@ def train_words(
         named = _cross_entropy(target, together, weight)
         each = torch.stack([_cross_entropy(target, one, weight) for one in maps]).mean()
 
-        # What cross-attention gives is to stay, half of the time under the empty prompt
-        some = recipe.batch // 2
-        prompts = torch.cat([torch.from_numpy(ids[: some // 2]).to(device), empty.expand(some - some // 2, -1)])
-        now = text(prompts)[0]
-        with torch.no_grad():
-            then = text_before(prompts)[0]
-        trio = zip(layers, before, x, strict=True)
-        held = torch.stack([_change(layer, old, h[:some], now, then) for layer, old, h in trio]).mean()
+        # What cross-attention gives is to stay: under the empty prompt, and roughly under captions
+        part = slice(min(4, recipe.batch))
+        held = []
+        for prompts in (empty.expand(part.stop, -1), torch.from_numpy(ids[part]).to(device)):
+            now = text(prompts)[0]
+            with torch.no_grad():
+                then = text_before(prompts)[0]
+            trio, there = zip(layers, before, x, strict=True), areas[scenes[part]] > 0
+            held.append(torch.stack([_change(layer, old, h[part], there, now, then) for layer, old, h in trio]).mean())
 
-        loss = named + 0.5 * each + recipe.hold * held
+        loss = named + 0.5 * each + recipe.hold * held[0] + recipe.hold_captioned * held[1]
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
-        bar.set_postfix(
-            named=f"{named.item():.3f}", each=f"{each.item():.3f}", held=f"{held.item():.5f}", refresh=False
-        )
+        shown = {"named": named, "each": each, "moved": held[0], "moved_captioned": held[1]}
+        bar.set_postfix({name: f"{value.item():.4f}" for name, value in shown.items()}, refresh=False)
         if checkpoints.due(step + 1, recipe.steps):
             checkpoints.save(
                 checkpoint,
@@ -305,8 +305,11 @@ def _cross_entropy(target: Tensor, attention: Tensor, weight: Tensor) -> Tensor:
     return -((target * attention.clamp_min(1e-6).log()).sum(-1) * weight).sum()
 
 
-def _change(layer: Attention, before: Attention, hidden: Tensor, now: Tensor, then: Tensor) -> Tensor:
-    """How far what a layer adds at hidden [B, N, C] has moved, as a share of its mean square; contexts [B, T, D]."""
+def _change(layer: Attention, before: Attention, hidden: Tensor, there: Tensor, now: Tensor, then: Tensor) -> Tensor:
+    """How far what a layer adds has moved, as a share of its mean square.
+
+    hidden: [B, N, C]. there: bool [B, N], what counts. now, then: contexts [B, T, D], of the text encoders.
+    """
     with torch.no_grad():
-        old = _output(before, hidden, then)
-    return (_output(layer, hidden, now) - old).square().mean() / old.square().mean()
+        old = _output(before, hidden, then)[there]
+    return (_output(layer, hidden, now)[there] - old).square().mean() / old.square().mean()
