@@ -68,7 +68,7 @@ class Words:
     threshold: float = 0.5  # tau of the regions: rather too many than too few
     steps_classifier: int = 1500
     coverage: float = 15.0  # weight of "each noun has a region" beside "each region is one of the nouns"
-    steps: int = 2000
+    steps: int = 4000
     batch: int = 16
     learning_rate: float = 1e-3
     absent: int = 3  # nouns at most that a prompt has besides the caption's
