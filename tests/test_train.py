@@ -230,6 +230,46 @@ def test_the_regions_of_a_scene_are_as_many_as_its_caption_names(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["regions.npy"]
 
 
+def test_captions_alone_tell_which_region_is_what():
+    """Scenes of three regions, each of another of six classes: which is which follows from what captions share."""
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((6, 12))
+    classes = np.stack([rng.choice(6, 3, replace=False) for _ in range(300)])
+    features = torch.zeros(300, words.REGIONS, 1 + words.DRAWN, 12)
+    near = centres[classes][:, :, None] + 0.3 * rng.standard_normal((300, 3, 1 + words.DRAWN, 12))
+    features[:, :3] = torch.from_numpy(near).float()
+    areas = torch.zeros(300, words.REGIONS)
+    areas[:, :3] = 1 / 3
+    shuffled = [[(f"noun {index}", int(index)) for index in rng.permutation(row)] for row in classes]
+    found = words.classify(features, areas, shuffled, Words(steps_classifier=150, batch=16))
+    assert found.shape == (300, words.REGIONS, 3)
+    torch.testing.assert_close(found.sum(-1), torch.ones(300, words.REGIONS))
+    named = np.array([[scene[i][1] for i in row[:3]] for scene, row in zip(shuffled, found.argmax(-1), strict=True)])
+    assert (named == classes).mean() > 0.9
+
+
+def test_a_prompt_has_the_nouns_of_a_scene_and_others():
+    tokenizer = DiffusionModel.from_pretrained("mini", device="cpu").pipeline.tokenizer
+    scenes = [[("brick wall", 4), ("dog", 1)], [("wall", 4)]]
+    for step in range(5):
+        ids, tokens = words._prompts(np.random.default_rng(step), scenes, ["dog", "sea", "sky", "wall"], tokenizer, 2)
+        assert ids.shape == (2, 77)
+        for row, scene, masks in zip(ids, scenes, tokens, strict=True):
+            for (noun, _), mask in zip(scene, masks, strict=False):
+                assert tokenizer.decode(row[mask.bool().numpy()]).strip() == noun
+        assert not tokens[1, 1].any()
+
+
+def test_means_and_positions_of_regions_at_a_coarse_level():
+    masks = torch.zeros(2, 8, 8)
+    masks[0, :, :4], masks[1, :, 4:] = 1, 1
+    hidden = torch.arange(16.0)[:, None]  # one channel, 4 x 4
+    found = words._within(hidden, masks, torch.tensor([[0, 8], [63, 7]]))
+    assert found.shape == (2, 3, 1)
+    assert found[:, 0, 0].tolist() == pytest.approx([6.5, 8.5])
+    assert found[:, 1:, 0].tolist() == [[0, 0], [15, 3]]
+
+
 def test_a_coarse_layer_is_to_attend_to_cells():
     """A layer with half the side has the sums of 2 x 2 targets as its own, for the cell that a position lies in."""
     unet = mini()
