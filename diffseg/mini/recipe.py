@@ -70,10 +70,10 @@ class Words:
     coverage: float = 15.0  # weight of "each noun has a region" beside "each region is one of the nouns"
     steps: int = 4000
     batch: int = 16
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     absent: int = 3  # nouns at most that a prompt has besides the caption's
     hold: float = 10.0  # weight of how far what cross-attention gives has moved under the empty prompt,
-    hold_captioned: float = 0.5  # and under captions
+    hold_captioned: float = 0.3  # and under captions
 
 
 Stage = Drawing | Autoencoding | Start | Denoising | Words
