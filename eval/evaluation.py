@@ -334,14 +334,17 @@ def _can_score(experiment: Experiment, run: Run) -> bool:
     return True
 
 
-def counted_with(experiment: Experiment, run: Run, segmenter: str) -> str:
-    """Hash of what a segmenter's counts are made of: data, maps, truth, size, code, and whether images may lack."""
+def counted_with(experiment: Experiment, run: Run, segmenter: str, truth: str) -> str:
+    """Hash of what a segmenter's counts are made of: data, maps, truth, size, code, and whether images may lack.
+
+    truth: its fingerprint.
+    """
     data = experiment.dataset.made
     maps = content_hashes({key: run.map(segmenter, key) for key in data.keys}, remember=run.masks is not None)
     facts = {
         "dataset": {**run.identity["dataset"], "code": experiment.dataset.code},
         "classes": list(data.classes),
-        "truth": data.truth_fingerprint(),
+        "truth": truth,
         "maps": sorted(maps.items()),
         "sizes": [data.size, run.score_size],
         "code": source_hash(["diffseg.eval.score", "diffseg.eval.boundaries"], follow=False),
@@ -385,7 +388,8 @@ def _counts(experiment: Experiment, run: Run, hashes: Mapping[str, str]) -> Coun
 
 def _score(experiment: Experiment, run: Run) -> Summary:
     """Scores unless that is done, writes images.parquet and summary.json, returns the summary."""
-    hashes = {name: counted_with(experiment, run, name) for name in run.segmenters}
+    truth = experiment.dataset.made.truth_fingerprint()
+    hashes = {name: counted_with(experiment, run, name, truth) for name in run.segmenters}
     protocols = experiment.protocols
     rules = {name: [part.settings, part.made.version, part.code] for name, part in protocols.items()}
     code = source_hash([__name__], follow=False)

@@ -44,6 +44,9 @@ def _file(name: str, own: bool) -> Path | None:
     top = name.partition(".")[0]
     if not own and _is_installed(top):
         return None
+    around = _file(name.rpartition(".")[0], own) if "." in name else None
+    if around and around.name != "__init__.py":
+        return None  # a thing in a module: to ask for it would import that module
     try:
         spec = find_spec(name)
     except (ImportError, ValueError, AttributeError):  # a name in a module, not a module; __main__
