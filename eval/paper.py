@@ -27,6 +27,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from diffseg.backbones.base import EMBEDDED
 from diffseg.backbones.loading import kind_of
 from diffseg.datasets.base import DataError
 from diffseg.datasets.scenes import Scenes
@@ -51,6 +52,7 @@ MEASURED = 3  # images that a step's costs are measured on
 SCENES = {True: 64, False: 24}  # images where scenes stand in: of tables (what the gate is of), of all else
 SCENES_ALONE = ["dataset=scenes"]
 FIGURES = "figures"
+_EXAMPLES = 8  # images that a report shows: what it takes on disk is these
 
 
 # --- steps ------------------------------------------------------------------------------------------------------------
@@ -234,7 +236,7 @@ def _wrong_with(model: Mapping[str, Any]) -> str:
     """What keeps a pretrained diffusion model from being loaded, as far as its index says; "" where nothing does."""
     if not model["_target_"].startswith(("diffseg.backbones.diffusion.", "diffseg.backbones.dit.")):
         return ""
-    if not model["_target_"].endswith(".from_pretrained"):
+    if not model["_target_"].endswith(".from_pretrained") or model["name"] in EMBEDDED:
         return ""
     try:
         kind_of(model["name"], model.get("revision"))
@@ -243,30 +245,27 @@ def _wrong_with(model: Mapping[str, Any]) -> str:
     return ""
 
 
-def measure(compose: Compose, step: Step, folder: Path) -> Cost:
-    """What a step costs, from a run of it on three images in a folder of its own.
+def measure(compose: Compose, step: Step, images: int, folder: Path) -> Cost:
+    """What a step costs, from a run of it on a few images in a folder of its own.
 
-    The first image does not count for the time of one: it warms up. On a GPU the others are fewer than a batch, so
-    that the time of an image is rather too long.
+    The first image does not count for the time of one: it warms up. On a GPU the others are fewer than a batch, and
+    one device is measured where several share the work: the time of an image is then rather too long.
 
     Raises:
         UserError, OSError: what the step itself would say.
     """
-    experiment = compose([*step.arguments, f"runs={folder}"])
-    dataset, settings = experiment.dataset.made, [*step.arguments, f"runs={folder}"]
-    images = min(MEASURED, len(dataset))
-    experiment = compose([*settings, f"dataset.count={images}"])
-    dataset, device = experiment.dataset.made, experiment.devices[0]
+    experiment = compose([*step.arguments, f"runs={folder}", f"dataset.count={images}"])
+    experiment = replace(experiment, devices=experiment.devices[:1])
+    dataset = experiment.dataset.made
     with Path(os.devnull).open("w") as nowhere, redirect_stderr(nowhere), redirect_stdout(nowhere):
         start = time.monotonic()
-        if experiment.model:
-            experiment.model.made(device)
-        load = partial(experiment.model.made, device) if experiment.model else None
-        run = open_folder(replace(experiment, devices=(device,)))
+        run = open_folder(experiment)
         methods = {name: part.made for name, part in experiment.segmenters.items()}
-        looks = (experiment.look, experiment.batch_size, experiment.workers, False, experiment.prompts)
-        _, warm_s = predict(run, dataset, dataset.keys[:1], methods, load, *looks)  # type: ignore[arg-type]
-        done, taken_s = predict(run, dataset, dataset.keys, methods, load, *looks)  # type: ignore[arg-type]
+        assert experiment.model is not None
+        load = partial(experiment.model.made, experiment.devices[0])
+        rest = (methods, load, experiment.look, experiment.batch_size, experiment.workers)
+        _, warm_s = predict(run, dataset, dataset.keys[:1], *rest, prompts=experiment.prompts)
+        done, taken_s = predict(run, dataset, dataset.keys, *rest, prompts=experiment.prompts)
         image_s = taken_s / done if done else warm_s
         once_s = time.monotonic() - start - taken_s - min(warm_s, image_s)
 
@@ -275,13 +274,13 @@ def measure(compose: Compose, step: Step, folder: Path) -> Cost:
             count_all(dataset, run.segmenters, run.map, 0, size=size, own=True)
             count_s = (time.monotonic() - start) / images
             start = time.monotonic()
-            evaluate(replace(experiment, devices=(device,), stages=("score", "report"), score_size=size))
+            evaluate(replace(experiment, stages=("score", "report"), score_size=size))
             once_s += time.monotonic() - start
             image_s += count_s / max(1, experiment.workers)
     sizes = {path: path.stat().st_size for path in run.folder.rglob("*") if path.is_file()}
     of_images = sum(size for path, size in sizes.items() if path.suffix in (".png", ".parquet"))
-    once = sum(sizes.values()) - of_images
-    return Cost(once_s, image_s / len(experiment.devices), once, of_images / images)
+    once = (sum(sizes.values()) - of_images) * _EXAMPLES / images
+    return Cost(once_s, image_s, once, of_images / images)
 
 
 def measured(compose: Compose, planned: Sequence[Planned], memory: Path) -> tuple[list[Planned], dict[str, list[str]]]:
@@ -303,7 +302,7 @@ def measured(compose: Compose, planned: Sequence[Planned], memory: Path) -> tupl
             say(f"paper: measuring {one.step.name} on {min(MEASURED, one.images)} images")
             try:
                 with tempfile.TemporaryDirectory(prefix="diffseg-paper-") as folder:
-                    cost = apart(measure, compose, one.step, Path(folder))
+                    cost = apart(measure, compose, one.step, min(MEASURED, one.images), Path(folder))
             except UserError as error:
                 problems.setdefault(str(error), []).append(one.step.name)
                 continue

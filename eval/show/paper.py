@@ -214,10 +214,10 @@ def _table(outcome: Outcome) -> Shown:
     of_metric = [f"{metric_label(m)}\n{what}" for m in _METRICS for what in ("published", "here", "difference")]
     headings = ["method", "protocol, size", *of_metric, "source"]
     if outcome.is_papers:
-        caption = "percent; here: with 95 % intervals over images; differences in points"
+        caption = "Percent; here: with 95 % intervals over images; differences in points"
     else:
         here = f"{outcome.data}, {_model([outcome])}"
-        caption = f"not to be compared: published on {BENCHMARKS[outcome.benchmark]}, with SD 1.4; here {here}"
+        caption = f"Not to be compared: published on {BENCHMARKS[outcome.benchmark]}, with SD 1.4; here {here}"
     return Shown(f"{title_of(outcome.benchmark)}: published, and measured here", headings, cells, caption)
 
 
@@ -245,7 +245,7 @@ def settings_table(outcomes: Sequence[Outcome]) -> Shown:
             line += ["proportional" if value is None else value_text(value) for value in (of_paper, used[key])]
         cells.append(line)
     headings = ["", *(f"{title_of(o.benchmark)}\n{what}" for o in done for what in ("published", "here"))]
-    return Shown("hyper-parameters of DiffSeg", headings, cells, "where a model recommends its own, that is used")
+    return Shown("Hyper-parameters of DiffSeg", headings, cells, "Where a model recommends its own, that is used")
 
 
 @dataclass(frozen=True)
@@ -332,7 +332,7 @@ def names_table(outcome: Outcome) -> Shown:
             metrics = [with_interval(scores[m], scores["interval"][m], m) for m in _METRICS]
             cells.append([f"{name}, {rule}", *metrics, what])
     headings = ["method, protocol", *(f"{metric_label(m)} %" for m in _METRICS), ""]
-    return Shown("Semantic DiffSeg", headings, cells, "no number of it is published, so there is none to compare with")
+    return Shown("Semantic DiffSeg", headings, cells, "No number of it is published, so there is none to compare with")
 
 
 def gallery_of(outcome: Outcome) -> Image.Image:
@@ -359,6 +359,14 @@ def _pictures(folder: Path) -> list[tuple[str, str]]:
             picture.thumbnail((_WIDEST, 4 * _WIDEST), Image.Resampling.LANCZOS)
             pictures.append((data_uri(picture, "jpeg"), caption))
     return pictures
+
+
+def _by_data(outcomes: Sequence[Outcome]) -> dict[str, list[str]]:
+    """The names of steps by what they were run on."""
+    names: dict[str, list[str]] = {}
+    for outcome in outcomes:
+        names.setdefault(outcome.data, []).append(outcome.name)
+    return names
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------
@@ -398,7 +406,7 @@ def write_page(
             names=names_table(by_name["naming"]) if "naming" in by_name else None,
             galleries=[(o.data, data_uri(gallery_of(o), "jpeg")) for o in done if o.is_table],
             pictures=_pictures(out / "figures"),
-            others=[o for o in done if not o.is_papers],
+            others=_by_data([o for o in done if not o.is_papers]),
             stands_in=any(
                 o.summaries and next(iter(o.summaries.values()))["dataset"]["name"] == "scenes" for o in done
             ),
