@@ -592,7 +592,7 @@ def _reproduce(
     console = Console()
     console = console if console.is_terminal else Console(width=160)
     if missing and (not planned or not (part_of_it or only_plan)):
-        rest = " (--partial does the other steps)" if planned else ""
+        rest = " (--partial does the other steps)" if planned and not part_of_it else ""
         raise UserError(f"something is missing, so nothing was done{rest}:{listed(missing)}")
 
     # How long it takes; what is so short that measuring would take as long is not measured.
@@ -603,7 +603,7 @@ def _reproduce(
         missing |= problems
     console.print(plan_table(planned).for_terminal())
     if missing and not (part_of_it and planned and not only_plan):
-        rest = " (--partial does the other steps)" if planned else ""
+        rest = " (--partial does the other steps)" if planned and not part_of_it else ""
         raise UserError(f"something is missing, so nothing was done{rest}:{listed(missing)}")
     _check_space(planned, runs)
     if only_plan:
