@@ -2,7 +2,7 @@ PYTHON ?= python3
 RUN = .venv/bin/python
 EVAL = .venv/bin/diffseg-eval
 
-.PHONY: help evidence setup eval eval-coco eval-cityscapes eval-voc eval-context eval-ade20k eval-coco-object eval-bsds check baselines ablations figures tables leaderboard paper test test-quick fuzz data-coco data-voc data-context data-ade20k data-bsds data-cityscapes lint bench mini clean
+.PHONY: help evidence setup eval eval-coco eval-cityscapes eval-voc eval-context eval-ade20k eval-coco-object eval-bsds eval-sixpack check baselines ablations figures tables leaderboard paper test test-quick fuzz data-coco data-voc data-context data-ade20k data-bsds data-cityscapes lint bench mini clean
 
 help:            ## this list
 	@grep -E '^[a-z0-9-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
@@ -38,6 +38,9 @@ eval-coco-object: setup  ## COCO-Object in DATA with MODEL, as DiffCut scores
 
 eval-bsds: setup  ## BSDS500's test images in DATA with MODEL: covering, PRI, VI and boundary F of all methods over their settings
 	$(EVAL) experiment=bsds500 dataset.root=$(or $(DATA),data/bsds500) model=$(or $(MODEL),sd14) $(ARGS)
+
+eval-sixpack: setup  ## the six data sets of DiffCut's table below DATA with MODEL, and that table with ours beside
+	$(EVAL) experiment=sixpack data=$(or $(DATA),data) model=$(or $(MODEL),sd14) $(ARGS)
 
 check: setup     ## the gate: make eval's metrics against results/reference/mini-scenes.yaml
 	$(EVAL) 'stages=[predict,score,report,check]' reference=mini-scenes $(ARGS)

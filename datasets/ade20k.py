@@ -63,7 +63,7 @@ class Ade20k(Dataset):
 
     Args:
         root: folder that holds images and annotations. split: validation or training.
-        count, keys: a part of the images, see `Dataset.choose`.
+        count, keys: a part of the images, see `Dataset.choose`. prepare: see `Dataset`.
 
     Raises:
         DataError: folders missing; no image; an image without its label, or the reverse.
@@ -79,6 +79,7 @@ class Ade20k(Dataset):
         size: int = 512,
         count: int | None = None,
         keys: Sequence[str] | str | None = None,
+        prepare: str = "crop",
     ):
         if split not in COUNTS:
             raise DataError(f"split must be validation or training, got {split!r}")
@@ -95,7 +96,7 @@ class Ade20k(Dataset):
             self.note = f"{len(self.keys):,} images of {split}, not of validation"
         elif not photos <= official:
             self.note = f"{len(self.keys):,} images, of which {len(photos - official):,} are not of validation"
-        self.choose(count, keys)
+        self.choose(count, keys, prepare)
 
     def file(self, key: str) -> Path:
         """ROOT/images/SPLIT/KEY.jpg."""

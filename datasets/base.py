@@ -58,21 +58,25 @@ class Dataset:
     size: int = 512
     keys: list[str]
     located: tuple[str, ...] = ("root", "keys")
-    added: Mapping[str, object] = {}
+    added: Mapping[str, object] = {"prepare": "crop"}
 
     def __len__(self) -> int:
         return len(self.keys)
 
-    def choose(self, count: int | None = None, keys: Sequence[str] | str | Path | None = None) -> None:
+    def choose(
+        self, count: int | None = None, keys: Sequence[str] | str | Path | None = None, prepare: str | None = None
+    ) -> None:
         """Checks what all data sets have, keeps a part of the images and says so in `note`: a constructor's last step.
 
         Args:
-            count: the first so many. keys: these, in this order; or a text file with one on each line.
+            count: the first so many. keys: these, in this order; or a text file with one on each line. prepare: in
+                place of the usual way, which published numbers are of.
 
         Raises:
             DataError: a size or count out of range, a class named twice, a key that the data set does not have, a file
                 that is not there.
         """
+        usual, self.prepare = self.prepare, prepare or self.prepare
         if self.prepare not in ("crop", "squash", "whole"):
             raise DataError(f"prepare must be crop, squash or whole, got {self.prepare!r}")
         if type(self.size) is not int or not 8 <= self.size <= 8192:
@@ -101,6 +105,8 @@ class Dataset:
             if count < len(self.keys):
                 self.keys = self.keys[:count]
                 self.note = f"the first {count:,} of {self.note or whole}"
+        if self.prepare != usual:
+            self.note = f"{self.note or whole}, prepared by {self.prepare}"
 
     def fingerprint(self) -> str:
         """Hash of the keys and of what the photos' files hold, wherever they lie (16 hex digits)."""

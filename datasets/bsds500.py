@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -39,6 +39,8 @@ class Bsds500(Dataset):
     """
 
     regions = True
+    prepare = "whole"
+    added: Mapping[str, object] = {}
 
     def __init__(
         self,
@@ -51,7 +53,7 @@ class Bsds500(Dataset):
     ):
         if split not in SPLITS:
             raise DataError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
-        self.prepare, self.size = prepare, size
+        self.size = size
         data = _data_folder(Path(root))
         self._photos, self._truths = data / "images" / split, data / "groundTruth" / split
         photos, truths = {p.stem for p in self._photos.glob("*.jpg")}, {p.stem for p in self._truths.glob("*.mat")}
@@ -68,9 +70,7 @@ class Bsds500(Dataset):
             self.note = f"{len(self.keys)} images of {split}, not of test"
         elif len(self.keys) != SPLITS[split]:
             self.note = f"{len(self.keys)} of the {SPLITS[split]} images of test"
-        if prepare != "whole":
-            self.note = f"{self.note or f'{len(self.keys)} images of test'}, prepared by {prepare}"
-        self.choose(count, keys)
+        self.choose(count, keys, prepare)
 
     def file(self, key: str) -> Path:
         """ROOT/BSDS500/data/images/SPLIT/KEY.jpg."""

@@ -44,7 +44,7 @@ class Cityscapes(Dataset):
 
     Args:
         root: folder that holds leftImg8bit and gtFine. split: val, train. count, keys: a part of the frames, see
-            `Dataset.choose`.
+            `Dataset.choose`. prepare: see `Dataset`; "whole" is the whole 2:1 frame.
         classes: 27, as the paper, labelIds 7..33; 19, those that Cityscapes itself scores (trainIds), all else ignored.
 
     Raises:
@@ -52,7 +52,10 @@ class Cityscapes(Dataset):
     """
 
     classes: tuple[str, ...] = CLASSES
-    added: Mapping[str, object] = {"classes": 27}  # what runs were made with before there was a choice
+    added: Mapping[str, object] = {
+        "classes": 27,
+        "prepare": "crop",
+    }  # what runs were made with before there was a choice
 
     def __init__(
         self,
@@ -62,6 +65,7 @@ class Cityscapes(Dataset):
         count: int | None = None,
         keys: Sequence[str] | str | None = None,
         classes: int = 27,
+        prepare: str = "crop",
     ):
         if type(classes) is not int or classes not in (27, 19):
             raise DataError(f"classes must be 27 (the paper's) or 19 (those that Cityscapes scores), got {classes!r}")
@@ -83,7 +87,7 @@ class Cityscapes(Dataset):
             self.note = f"{len(self.keys):,} frames of {split}, not of val"
         if classes != 27:
             self.note = f"{self.note or f'all {FRAMES} frames of val'}, with {classes} classes instead of 27"
-        self.choose(count, keys)
+        self.choose(count, keys, prepare)
 
     def file(self, key: str) -> Path:
         """ROOT/leftImg8bit/SPLIT/KEY_leftImg8bit.png."""

@@ -21,7 +21,7 @@ class CocoObject(CocoMaps):
     """81 classes, background first. By default the 2,175 images of COCO-Stuff-27: published numbers are of these.
 
     Args:
-        root, split, labels, size, count, keys: see `CocoMaps`.
+        root, split, labels, size, count, keys, prepare: see `CocoMaps`.
         void: what unlabelled pixels are: "ignored", or "background".
 
     Raises:
@@ -41,9 +41,10 @@ class CocoObject(CocoMaps):
         count: int | None = None,
         keys: Sequence[str] | str | None = None,
         void: str = "ignored",
+        prepare: str = "crop",
     ):
         if void not in ("ignored", "background"):
             raise DataError(f"void must be ignored or background, got {void!r}")
         if void == "background":
             self.table = np.where(np.arange(len(self.table)) == UNLABELLED, BACKGROUND, self.table)
-        super().__init__(root, split, labels, size, count, keys)
+        super().__init__(root, split, labels, size, count, keys, prepare)

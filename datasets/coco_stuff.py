@@ -158,7 +158,7 @@ class CocoMaps(Dataset):
         split: "stuff27", the paper's 2,175 images, found by rule; "all", every image with a label; None: `benchmark`.
         labels: "png", the stuffthingmaps; "json", the official annotations, painted by pycocotools; "auto", PNGs where
             there are any.
-        count, keys: a part of the images, see `Dataset.choose`.
+        count, keys: a part of the images, see `Dataset.choose`. prepare: see `Dataset`.
 
     Raises:
         DataError: folders or images missing, or the full val2017 gives another split than the paper's.
@@ -175,6 +175,7 @@ class CocoMaps(Dataset):
         size: int = 512,
         count: int | None = None,
         keys: Sequence[str] | str | None = None,
+        prepare: str = "crop",
     ):
         split = self.benchmark if split is None else split
         if split not in ("stuff27", "all") or labels not in ("auto", "png", "json"):
@@ -203,7 +204,7 @@ class CocoMaps(Dataset):
             self.note = part_of(len(self.keys), IMAGES, "images of val2017")
         else:
             self.note = f"all {len(self.keys):,} images, not the paper's split"
-        self.choose(count, keys)
+        self.choose(count, keys, prepare)
 
     def file(self, key: str) -> Path:
         """ROOT/val2017/KEY.jpg."""

@@ -24,7 +24,7 @@ class Folder(Dataset):
         classes: names of the label values 0, 1, ...; empty: "0", "1", ... to the largest value, at most 1,023.
         ignore: label value that is not scored.
         label_suffix: what replaces the image's suffix to give its label's name.
-        count, keys: a part of the images, see `Dataset.choose`.
+        count, keys: a part of the images, see `Dataset.choose`. prepare: see `Dataset`.
 
     Raises:
         DataError: no images, or labels for some of the images only; no classes, and values too large to be theirs.
@@ -39,6 +39,7 @@ class Folder(Dataset):
         size: int = 512,
         count: int | None = None,
         keys: Sequence[str] | str | None = None,
+        prepare: str = "crop",
     ):
         self.root, self.ignore, self.size, self._suffix = Path(root), ignore, size, label_suffix
         if not self.root.is_dir():
@@ -70,7 +71,7 @@ class Folder(Dataset):
         self.classes = tuple(classes)
         if self.labelled and not self.classes:
             self.classes = self._numbered_classes()
-        self.choose(count, keys)
+        self.choose(count, keys, prepare)
 
     def _numbered_classes(self) -> tuple[str, ...]:
         """ "0", "1", ... to the largest value of all label maps that is not ignored."""

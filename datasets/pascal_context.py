@@ -38,7 +38,7 @@ class PascalContext(Dataset):
     """5,105 images (val), 60 classes, background first. keys: "2008_000002" ...; any subset of the photos works.
 
     Args:
-        root: folder that holds VOCdevkit. count, keys: a part of the images, see `PascalVoc`.
+        root: folder that holds VOCdevkit. count, keys, prepare: see `PascalVoc`.
         images: 5105, all of val; 5104, without 2010_001606, as in the list of mmsegmentation.
 
     Raises:
@@ -57,6 +57,7 @@ class PascalContext(Dataset):
         images: int = IMAGES,
         count: int | None = None,
         keys: Sequence[str | int] | str | None = None,
+        prepare: str = "crop",
     ):
         if type(images) is not int or images not in (IMAGES, IMAGES - 1):
             raise DataError(f"images must be {IMAGES}, or {IMAGES - 1} to leave out {UNLABELLED}; got {images!r}")
@@ -79,7 +80,7 @@ class PascalContext(Dataset):
         self.note = part_of(len(self.keys), images, "images of val")
         if images != IMAGES:
             self.note = f"{self.note or f'{images:,} images of val'}, without {UNLABELLED}"
-        self.choose(count, as_names(keys))
+        self.choose(count, as_names(keys), prepare)
 
     def file(self, key: str) -> Path:
         """ROOT/VOCdevkit/VOC2010/JPEGImages/KEY.jpg."""

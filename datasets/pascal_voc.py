@@ -78,6 +78,7 @@ class PascalVoc(Dataset):
         size: int = 512,
         count: int | None = None,
         keys: Sequence[str | int] | str | None = None,
+        prepare: str = "crop",
     ):
         if split not in COUNTS:
             raise DataError(f"split must be val or train, got {split!r}")
@@ -92,7 +93,7 @@ class PascalVoc(Dataset):
         self.note = part_of(len(self.keys), COUNTS["val"], "images of val")
         if split != "val":
             self.note = f"{len(self.keys):,} images of {split}, not of val"
-        self.choose(count, as_names(keys))
+        self.choose(count, as_names(keys), prepare)
 
     def file(self, key: str) -> Path:
         """ROOT/VOCdevkit/VOC2012/JPEGImages/KEY.jpg."""

@@ -149,6 +149,7 @@ class Recorder(TorchFunctionMode):
         self._outputs: dict[str, tuple[Tensor, ...]] = {}
         self._finite: dict[str, Tensor] = {}  # whether each layer's queries and keys are numbers
         self._hooks: list[Any] = []
+        self._watching = False
 
     def __enter__(self) -> Recorder:
         for name, layer in self._layers.items():
@@ -156,18 +157,28 @@ class Recorder(TorchFunctionMode):
             self._hooks.append(layer.register_forward_hook(self._leave))
         for name, module in self._modules.items():
             self._hooks.append(module.register_forward_hook(partial(self._keep, name)))
-        return super().__enter__()
+        return self
 
     def __exit__(self, *error: Any) -> None:
         for hook in self._hooks:
             hook.remove()
-        super().__exit__(*error)
+        self._watch(False)
 
     def _enter(self, name: str, *_: Any) -> None:
         self._current = name
+        self._watch(True)
 
     def _leave(self, *_: Any) -> None:
         self._current = None
+        self._watch(False)
+
+    def _watch(self, on: bool) -> None:
+        """Torch's calls come by here only inside a watched layer: each costs microseconds, a pass makes thousands."""
+        if on and not self._watching:
+            super().__enter__()
+        elif self._watching and not on:
+            super().__exit__(None, None, None)
+        self._watching = on
 
     def _keep(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
         outputs = output if isinstance(output, tuple) else (output,)

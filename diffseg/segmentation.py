@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -225,11 +226,11 @@ def merge_batch(
     for threshold in thresholds[1:]:
         near = symmetric_kl(proposals, proposals) < threshold
         near.diagonal(dim1=1, dim2=2).fill_(True)
-        groups = [_groups(mine[:k, :k]) for mine, k in zip(near.cpu(), counts, strict=True)]
+        groups = [_groups(mine[:k, :k]) for mine, k in zip(near.cpu().numpy(), counts, strict=True)]
         counts = [len(g) for g in groups]
         members = near.new_zeros(batch, max(counts), near.shape[2], device="cpu")
         for i, group in enumerate(groups):
-            members[i, : len(group), : group.shape[1]] = group
+            members[i, : len(group), : group.shape[1]] = torch.from_numpy(group)
             members[i, len(group) :, 0] = True
         proposals = _means(members.to(near.device), proposals)
     return [p[:k].reshape(-1, h, w) for p, k in zip(proposals, counts, strict=True)]
@@ -242,14 +243,13 @@ def _means(members: Tensor, maps: Tensor) -> Tensor:
     return (chosen @ maps).div_(chosen.sum(-1, keepdim=True))
 
 
-def _groups(near: Tensor) -> Tensor:
-    """Walks the rows of near (bool [K, K], on the CPU) in order; those in no earlier row's group lead one: [K', K]."""
-    matched = torch.zeros(len(near), dtype=torch.bool)
+def _groups(near: np.ndarray) -> np.ndarray:
+    """Walks the rows of near (bool [K, K]) in order; those in no earlier row's group lead one: [K', K]."""
+    matched = np.zeros(len(near), bool)
     leaders = []
-    for i, row in enumerate(near):
-        if not matched[i]:
-            leaders.append(i)
-            matched |= row
+    while not matched.all():
+        leaders.append(int(matched.argmin()))  # the first that is not; a row is always near itself
+        matched |= near[leaders[-1]]
     return near[leaders]
 
 
@@ -313,9 +313,17 @@ def by_area(labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
     Returns:
         The labels, 0..K-1, and the old numbers int64 [count] in the new order, those of no pixel last.
     """
-    flat = labels.flatten()
-    areas = torch.zeros(count, dtype=torch.int64, device=labels.device).index_add_(0, flat, torch.ones_like(flat))
+    areas = _areas(labels.flatten(), count)
     order = torch.argsort(areas, descending=True, stable=True)
     new = torch.empty_like(order)
     new[order] = torch.arange(count, device=labels.device)
     return new[labels], order
+
+
+def _areas(labels: Tensor, count: int) -> Tensor:
+    """How often each of 0..count-1 occurs in labels int64 [N]: int64 [count], without waiting for the device."""
+    if labels.device.type == "cpu":
+        return torch.bincount(labels, minlength=count)
+    each = torch.arange(count, device=labels.device)[:, None]  # on a GPU, additions to few places wait for each other
+    step = max(1, _CHUNK_BYTES // labels.numel())
+    return torch.cat([(labels == each[start : start + step]).sum(1) for start in range(0, count, step)])

@@ -421,7 +421,7 @@ def measure(
     best = min(columns, key=lambda name: columns[name]["model and method"])
     result["limit"] = limit_of(loaded, place, columns[best]["model and method"])
     with tempfile.TemporaryDirectory() as folder:
-        number, workers = images or (512 if gpu else 8), min(8, os.cpu_count() or 1)
+        number, workers = images or (512 if gpu else 8), min(16, os.cpu_count() or 1)
         result["images_per_s"] = {"batch": int(best), **whole_evaluation(seg, Path(folder), number, int(best), workers)}
     result["peak_gib"] = _peak_gib()
     result["with_model_gib"] = with_model

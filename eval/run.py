@@ -62,7 +62,7 @@ from diffseg.eval.runs import Masks, Run
 from diffseg.eval.schema import LookOptions, check_arguments, check_options, takes
 from diffseg.eval.show import compare, gallery, leaderboard
 from diffseg.eval.show.published import published_rows
-from diffseg.eval.show.tables import list_command, markdown, sweep_rows, sweep_table
+from diffseg.eval.show.tables import list_command, markdown, sets_tables, sweep_rows, sweep_table
 from diffseg.eval.show.tracker import Tracker
 from diffseg.eval.vary import varied
 from diffseg.files import is_file_name, write
@@ -367,9 +367,11 @@ class SweepTable(Callback):
         rows = sweep_rows(jobs)
         shown = sweep_table(rows)
         write(folder / "table.csv", rows.to_csv(index=False))
-        write(folder / "table.md", markdown(pd.DataFrame(shown.cells, columns=shown.headings)))
-        Console().print(shown.for_terminal())
-        say(f"{folder / 'table.csv'}, {folder / 'table.md'}")
+        by_set = {f"sets-{protocol}": table for protocol, table in sets_tables(jobs).items()}
+        for name, table in {"table": shown, **by_set}.items():
+            write(folder / f"{name}.md", markdown(pd.DataFrame(table.cells, columns=table.headings)))
+            Console().print(table.for_terminal())
+        say(", ".join(str(folder / name) for name in ("table.csv", "table.md", *(f"{name}.md" for name in by_set))))
 
 
 @hydra.main(config_path=CONFIG, config_name="config", version_base="1.3")
@@ -546,11 +548,11 @@ def dataset_of(run: Run, name: str, overrides: Sequence[str]) -> Dataset:
     try:
         with initialize_config_module("diffseg.conf", version_base="1.3"):
             node = compose("config", [f"dataset={name}", *overrides]).dataset
+            settings = OmegaConf.to_container(node, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(hydra_sentence(error, overrides)) from None
     given = {text.lstrip("+").partition("=")[0] for text in overrides}
     stored = {key: value for key, value in run.identity["dataset"].items() if f"dataset.{key}" not in given}
-    settings = OmegaConf.to_container(node)
     assert isinstance(settings, dict)
     settings |= {
         key: stored[key] for key in settings.keys() & stored.keys() if key != "_target_" and _plain(stored[key])

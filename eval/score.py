@@ -177,9 +177,20 @@ def count(truth: np.ndarray, labels: np.ndarray, classes: int, boundaries: bool 
     _check_map(truth, labels)
     if truth.size and truth.max() >= classes:
         raise UserError(f"label {truth.max()} found, but there are {classes} classes (0 to {classes - 1})")
-    segments, rank = np.unique(labels, return_inverse=True)
+    segments, rank = _ranked(labels)
     along = boundary_counts(truth, labels) if boundaries else None
     return Table(segments.astype(np.int64), _shared(truth, rank, classes, len(segments)), along)
+
+
+def _ranked(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`np.unique` with its inverse, of labels int [H, W], >= 0; without sorting where the numbers are small."""
+    if not labels.size or labels.max() > 65535:
+        segments, rank = np.unique(labels, return_inverse=True)
+        return segments, rank.reshape(labels.shape)
+    segments = np.flatnonzero(np.bincount(labels.ravel()))
+    rank = np.zeros(int(segments[-1]) + 1, np.int64)
+    rank[segments] = np.arange(len(segments))
+    return segments, rank[labels]
 
 
 def _check_map(truth: np.ndarray, labels: np.ndarray) -> None:
@@ -212,7 +223,7 @@ class Annotations:
     def count(self, labels: np.ndarray) -> Table:
         """As `count`, of each annotation: a label map int [H, W]."""
         _check_map(self.truths[0], labels)
-        segments, rank = np.unique(labels, return_inverse=True)
+        segments, rank = _ranked(labels)
         tables = [_shared(truth, rank, int(truth.max(initial=0)) + 1, len(segments)) for truth in self.truths]
         along = None if self.edges is None else matched_counts(self.edges, boundaries(labels))
         rows = np.array([len(table) for table in tables], np.int64)

@@ -324,7 +324,10 @@ def test_a_run_from_end_to_end(bsds, tmp_path):
     """Two images of different orientation, a model, classics, settings: labels, counts, tables, report, gallery."""
     pytest.importorskip("skimage")
     settings = ["experiment=bsds500", f"dataset.root={bsds}", *QUICK, "segmenters.diffseg.anchors=4"]
-    settings += [f"{sign}{name}" for name in ("diffcut", "kmeans_c") for sign in ("~segmenters.", "~vary.")]
+    settings += [
+        f"{sign}{name}" for name in ("diffcut", "kmeans_c", "diffseg_pamr") for sign in ("~segmenters.", "~vary.")
+    ]
+    settings += [f"~segmenters.{name}" for name in ("autosc", "maskcut", "tokencut", "dbscan")]
     settings += ["vary.diffseg.threshold=[0.2,1.0]", "vary.walk.threshold=[0.5,0.9]", "vary.spectral.clusters=[2,3]"]
     settings += ["vary.felzenszwalb.scale=[20.0,300.0]", "vary.slic.n_segments=[2,6]"]
     ran = command(*settings, f"runs={tmp_path / 'runs'}", cwd=tmp_path)
@@ -417,9 +420,11 @@ def test_published_rows_stand_beside_all_two_hundred_alone(bsds, tmp_path, monke
 
 
 def test_other_data_sets_are_what_they_were():
-    """Cropped, with classes, and no key of their settings is new, so that no run of theirs is another one."""
+    """Cropped, with classes, and nothing new is part of their identity, so that no run of theirs is another one."""
     config, _ = configured("dataset=folder", "dataset.root=x")
-    assert set(config["dataset"]) == {"_target_", "root", "classes", "ignore", "label_suffix", "size", "count", "keys"}
+    old = {"_target_", "root", "classes", "ignore", "label_suffix", "size", "count", "keys"}
+    assert set(config["dataset"]) == old | {"prepare"}
+    assert Folder.added["prepare"] == config["dataset"]["prepare"] == "crop"
     assert (Folder.prepare, Folder.regions) == ("crop", False)
 
 

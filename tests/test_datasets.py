@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
@@ -613,3 +615,73 @@ def test_published_rows_stand_beside_the_whole_alone(name, voc, context, ade, co
     part = evaluated(tmp_path / "runs", *settings, f"dataset.keys=[{key}]")
     assert part["dataset"]["note"].startswith("1 chosen of")
     assert 'class="published"' not in find_run(Path(part["folder"]), 128).report.read_text()
+
+
+# --- what the model is shown ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [PascalVoc, Ade20k, CocoObject, Cityscapes, PascalContext])
+def test_crop_squash_or_whole(kind, request):
+    fixtures = {PascalVoc: "voc", Ade20k: "ade", CocoObject: "coco", Cityscapes: "streets", PascalContext: "context"}
+    root = request.getfixturevalue(fixtures[kind])
+    usual = kind(root, size=64)
+    key = usual.keys[0]
+    (height, width), side = usual.raw_label(key).shape, 64
+    assert usual.image(key).shape == (3, side, side)
+    squashed, whole = kind(root, size=64, prepare="squash"), kind(root, size=64, prepare="whole")
+    assert squashed.image(key).shape == (3, side, side)
+    assert squashed.label_shape(key) == (side, side)
+    _, h, w = whole.image(key).shape
+    assert h / w == pytest.approx(height / width, rel=0.1)
+    assert h * w == pytest.approx(side * side, rel=0.1)
+    assert whole.label_shape(key) == (height, width)
+    np.testing.assert_array_equal(whole.label(key), whole.raw_label(key))
+    assert squashed.note == f"{usual.note}, prepared by squash"
+    with pytest.raises(DataError, match="prepare must be crop, squash or whole, got 'middle'"):
+        kind(root, prepare="middle")
+
+
+def test_whole_frames_are_scored_at_their_own_size(streets, tmp_path):
+    told = evaluated(tmp_path, "dataset=cityscapes", f"dataset.root={streets}", "dataset.prepare=whole", *NO_MODEL)
+    assert told["dataset"]["note"] == "1 of the 500 frames of val, prepared by whole"
+    assert told["size"] is None
+    assert told["segmenters"]["whole"]["accuracy"] == pytest.approx(1 / 27)  # of 27 rows of one class each
+
+
+# --- several data sets in one table -----------------------------------------------------------------------------------
+
+
+def test_the_six_of_diffcuts_table(voc, ade, tmp_path):
+    """Two of them are there: the others are told of, and cost nothing."""
+    ade.rename(tmp_path / "ade20k")
+    program = [
+        sys.executable,
+        "-m",
+        "diffseg.eval.run",
+        "experiment=sixpack",
+        f"data={tmp_path}",
+        f"runs={tmp_path / 'out'}",
+    ]
+    without = ["~segmenters.diffcut", "~segmenters.diffcut_pamr"]
+    program += ["model=mini", "dataset.size=128", "segmenters.diffseg.anchors=4", "workers=0", "stages=[predict,score]"]
+    ran = subprocess.run([*program, *without], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ran.returncode == 2
+    assert "4 jobs of the sweep failed" in ran.stderr
+    assert "make data-context" in ran.stderr
+    (sweep,) = (tmp_path / "out" / "sweeps").iterdir()
+    lines = (sweep / "sets-diffcut.md").read_text().splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert rows[0] == ["method", "model", "source", "voc, 3", "ade20k, 2"]
+    ours = {row[0]: row for row in rows[2:] if row[2] == "measured"}
+    assert ours.keys() == {"diffseg", "diffseg_pamr"}
+    for name, row in ours.items():
+        for column, data in ((3, "voc-3"), (4, "ade20k-2")):
+            (summary,) = (tmp_path / "out").glob(f"{data}-*/summary*.json")
+            scores = json.loads(summary.read_text())["protocols"]["diffcut"][name]
+            assert row[column] == f"{100 * scores['miou']:.1f}*"
+    published = {tuple(row[:2]): row[2:] for row in rows[2:] if row[2] != "measured"}
+    assert published["DiffCut + PAMR", "SSD-1B"] == ["quoted", "65.2", "44.3"]
+    assert published["DiffSeg + PAMR", "SD 1.4 or 1.5"] == ["quoted", "49.8", "37.7"]
+    strict = (sweep / "sets-strict.md").read_text()
+    assert "measured" in strict
+    assert "SSD-1B" not in strict

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from diffseg.attention import Look, Needs, Observation, Recorder, Size, Tokens
-from diffseg.devices import free_bytes
+from diffseg.devices import free_bytes, full_float32
 from diffseg.errors import UserError
 from diffseg.files import content_hashes
 from diffseg.layers import select
@@ -127,7 +127,7 @@ class Backbone(ABC):
         tokens = partial(self.tokens, size=(images.shape[2], images.shape[3]))
         if needs.attention:
             self._check_memory(groups, (images.shape[2], images.shape[3]), len(images))
-        aliases = self.aliases()
+        aliases = self.aliases() if needs.features else {}
         for asked in needs.features & ALIASES - aliases.keys():
             raise UserError(
                 f"{self.name} has no {asked!r}, which a method asks features of: name a layer of this model for it, or "
@@ -136,7 +136,7 @@ class Backbone(ABC):
             )
         names = {asked: aliases.get(asked, asked) for asked in needs.features}
         needs = replace(needs, features=frozenset(names.values()))
-        with Recorder(self.network, self.layers(), tokens, needs, groups) as recorder:
+        with full_float32(), Recorder(self.network, self.layers(), tokens, needs, groups) as recorder:
             self.forward(images, look, prompts or [""] * len(images))
         seen = recorder.observations()
         features = {asked: seen[0].features[name] for asked, name in names.items()}

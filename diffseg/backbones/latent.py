@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -65,6 +66,7 @@ class LatentModel(Backbone):
             module.eval().requires_grad_(False)
             if self.device.type == "cuda":
                 module.to(memory_format=torch.channels_last)
+                _fuse_blocks(module)
 
     @property
     def network(self) -> nn.Module:
@@ -123,6 +125,17 @@ class LatentModel(Backbone):
     @abstractmethod
     def _encode(self, prompts: list[str]) -> tuple[Any, ...]:
         """What the network is given of prompts, each tensor with one row for each prompt."""
+
+
+def _fuse_blocks(network: nn.Module) -> None:
+    """Residual blocks without the passes over memory between their convolutions, where Triton is there and right."""
+    if not torch.version.cuda or find_spec("triton") is None:
+        return
+    from diffseg.backbones.resnet import fuse, right
+
+    weight = next(network.parameters())
+    if right(weight.device, weight.dtype):
+        fuse(network)
 
 
 def noise_like(latents: Tensor, seed: int) -> Tensor:

@@ -92,12 +92,16 @@ class VisionTransformer(Backbone):
 
     def layers(self) -> Mapping[str, nn.Module]:
         """All of them are self-attention."""
-        return {name: module for name, module in self.model.named_modules() if name.endswith(".attention")}
+        return {
+            name: module
+            for name, module in self.model.named_modules()
+            if name.endswith(".attention") and _key_projection(module)
+        }
 
     def aliases(self) -> Mapping[str, str]:
         """The last layer, and its keys: the usual features of such a model."""
-        last = list(self.layers())[-1]
-        return {"encoder": last, "keys": f"{last}.k_proj"}
+        name, last = list(self.layers().items())[-1]
+        return {"encoder": name, "keys": f"{name}.{_key_projection(last)}"}
 
     def grid(self, layer: str, size: Size) -> Size:
         """Patches, the same in every layer."""
@@ -132,6 +136,11 @@ def _check_folder(folder: Path) -> None:
             f"{folder} has no .safetensors weights; pickled ones (.bin, .pth) are not loaded because they can run "
             f"code: convert them with transformers' save_pretrained(...)"
         )
+
+
+def _key_projection(attention: nn.Module) -> str:
+    """What a layer of attention calls that part; "": it has none of its own, as a wrapper around the layer."""
+    return next((name for name, _ in attention.named_children() if name in ("k_proj", "key")), "")
 
 
 def _load(name: str, revision: str | None, dtype: torch.dtype) -> PreTrainedModel:

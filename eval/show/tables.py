@@ -255,6 +255,43 @@ def sweep_table(rows: pd.DataFrame) -> Shown:
     return Shown("sweep", [names.get(c, c.rpartition(".")[2]) for c in columns], cells)
 
 
+def sets_tables(jobs: Sequence[dict[str, Any]]) -> dict[str, Shown]:
+    """Of a sweep over data sets, a table for each protocol: methods by data set, with the published rows of its tables.
+
+    jobs: their summaries, as `sweep_rows` takes them. Cells are the protocol's headline, in percent; starred where the
+    run is of a part of the images. Published rows are those that are of several of these data sets.
+    """
+    done: dict[str, Any] = {job["dataset"]["name"]: job for job in jobs if "error" not in job and "dataset" in job}
+    if len(done) < 2:
+        return {}
+    tables = {}
+    for protocol in dict.fromkeys(name for job in done.values() for name in job["protocols"]):
+        rows: dict[tuple[str, ...], dict[str, str]] = {}
+        starred = False
+        for data, job in done.items():
+            metric, star = job["headlines"].get(protocol), "" if is_whole(job) else "*"
+            for name, scores in job["protocols"].get(protocol, {}).items():
+                value = metric_number(scores.get(metric), metric)
+                rows.setdefault((name, job["model"] or "", "measured"), {})[data] = value + star
+                starred |= bool(star)
+        published: dict[tuple[str, ...], dict[str, str]] = {}
+        for data, job in done.items():
+            metric = job["headlines"].get(protocol)
+            for known in published_beside(job["dataset"]["published"], protocol, job["size"]):
+                refined = " + PAMR" * (known["refinement"] == "PAMR")
+                key = (known["method"] + refined, known["backbone"] or "", known["source"])
+                if known.get(metric) is not None:
+                    published.setdefault(key, {})[data] = f"{known[metric]:.1f}"
+        rows |= {key: cells for key, cells in published.items() if len(cells) > 1}
+        headings = ["method", "model", "source", *(f"{data}, {job['images']:,}" for data, job in done.items())]
+        cells = [[*key, *(found.get(data, "–") for data in done)] for key, found in rows.items()]  # noqa: RUF001
+        headline = next(job["headlines"][protocol] for job in done.values() if protocol in job["headlines"])
+        note = "; *: of a part of the images, so no figure to compare with a published one" * starred
+        caption = f"{metric_heading(headline)}, number of images after each data set{note}"
+        tables[protocol] = Shown(f"by data set, protocol {protocol}", headings, cells, caption)
+    return tables
+
+
 def _cell(value: Any, unit: float, digits: int | None) -> str:
     if value is None or value != value:
         return ""
