@@ -2,7 +2,7 @@ PYTHON ?= python3
 RUN = .venv/bin/python
 EVAL = .venv/bin/diffseg-eval
 
-.PHONY: help evidence setup eval eval-coco eval-cityscapes eval-voc eval-context eval-ade20k eval-coco-object eval-bsds eval-sixpack check baselines ablations figures tables leaderboard test test-quick fuzz data-coco data-voc data-context data-ade20k data-bsds data-cityscapes lint bench mini clean
+.PHONY: help evidence setup eval eval-coco eval-cityscapes eval-voc eval-context eval-ade20k eval-coco-object eval-bsds eval-sixpack check baselines ablations figures tables leaderboard paper test test-quick fuzz data-coco data-voc data-context data-ade20k data-bsds data-cityscapes lint bench mini clean
 
 help:            ## this list
 	@grep -E '^[a-z0-9-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
@@ -65,6 +65,9 @@ tables: setup    ## results/tables: published beside measured, from your runs on
 
 leaderboard: setup  ## results/leaderboard/index.html: all your runs in one page; others' as well: RUNS="folders"
 	$(EVAL) leaderboard $(or $(RUNS),results/runs)
+
+paper: setup     ## does it reproduce? the whole paper with MODEL on COCO=folder and CITYSCAPES=folder, one page; ARGS="--plan" says how long
+	$(EVAL) paper $(if $(MODEL),--model $(MODEL)) $(if $(COCO),--coco $(COCO)) $(if $(CITYSCAPES),--cityscapes $(CITYSCAPES)) $(ARGS)
 
 # What the project measured itself. A second call continues; after a change of the code, remove MEASURED first.
 MEASURED = results/runs/evidence

@@ -216,16 +216,28 @@ def identity_of(experiment: Experiment) -> dict[str, Any]:
     return json.loads(json.dumps({**identity, "code": code}))
 
 
-def open_folder(experiment: Experiment) -> Run:
-    """The run of an experiment; its folder's name says what it is and ends with the hash of what changes its labels."""
-    identity = identity_of(experiment)
+def folder_of(experiment: Experiment, identity: dict[str, Any]) -> Path:
+    """The folder of a run; its name says what it is and ends with the hash of what changes its labels."""
     data = experiment.dataset
     source = experiment.model.name if experiment.model else "labels"
     if experiment.model and Path(source).is_dir():  # what it is called, not where it lies
         source = Path(source).resolve().name
     parts = (data.name, str(len(data.made)), source)
     methods = [] if experiment.masks else experiment.segmenters
-    folder = experiment.folder or experiment.runs / folder_name(parts, methods, identity)
+    return experiment.folder or experiment.runs / folder_name(parts, methods, identity)
+
+
+def run_of(experiment: Experiment) -> Run:
+    """The run of an experiment, whether or not it is on disk; nothing is written."""
+    identity = identity_of(experiment)
+    names = tuple(identity["segmenters"])
+    return Run(folder_of(experiment, identity), identity, names, experiment.score_size, experiment.masks)
+
+
+def open_folder(experiment: Experiment) -> Run:
+    """The run of an experiment, made on disk if it is new."""
+    identity = identity_of(experiment)
+    folder = folder_of(experiment, identity)
     made_with = None
     if experiment.predicts:
         place = resolve_device(experiment.devices[0])

@@ -51,12 +51,17 @@ def is_whole(summary: Summary) -> bool:
     return not summary["dataset"]["note"] and not summary["skipped"] and "layers" not in summary
 
 
+def is_papers(summary: Summary, benchmark: str) -> bool:
+    """Whether a run may stand beside the paper's: its model, on exactly the images that published numbers are of."""
+    return summary["dataset"]["name"] == benchmark and summary["model"] == PAPER_MODEL and is_whole(summary)
+
+
 def paper_table(benchmark: str, runs: Iterable[Summary]) -> pd.DataFrame:
     """Published / ours / interval / difference for each published row of a data set, in percent and points.
 
     Ours are runs of the paper's model on the whole benchmark, nothing less, by the row's own protocol and size.
     """
-    whole = [s for s in runs if s["dataset"]["name"] == benchmark and s["model"] == PAPER_MODEL and is_whole(s)]
+    whole = [s for s in runs if is_papers(s, benchmark)]
     ours = {
         (PAPER_METHODS.get(name, name), rule, s["size"]): scores
         for s in whole
