@@ -122,7 +122,7 @@ class Run:
 
 def _names_below(folder: Path) -> set[str]:
     """The files below a folder, as paths from there with slashes; none where there is no folder."""
-    found = set()
+    found: set[str] = set()
     for place, _, names in os.walk(folder):
         inner = Path(place).relative_to(folder).as_posix()
         found.update(names if inner == "." else (f"{inner}/{name}" for name in names))
