@@ -168,13 +168,20 @@ def dataset_line(name: str, dataset: Dataset) -> str:
 
 
 def _check_protocols(experiment: Experiment) -> None:
-    """Refuses protocols that need classes on labels that are regions without."""
+    """Refuses protocols that need classes on labels that are regions without; says where names are read of none."""
     data = experiment.dataset
     wrong = [rule for rule, part in experiment.protocols.items() if part.made.needs_classes]
     if data.made.regions and wrong:
         raise UserError(
             f"the protocol {wrong[0]} needs classes, and the labels of {data.name} are regions without: choose "
             f"protocol=[regions,boundaries]"
+        )
+    named = [rule for rule, part in experiment.protocols.items() if part.made.needs_names]
+    unnamed = [name for name, part in experiment.segmenters.items() if not getattr(part.made, "names", False)]
+    if named and unnamed and not experiment.masks:
+        say(
+            f"the protocol {named[0]} reads labels as numbers of classes, and those of {', '.join(unnamed)} number "
+            f"segments: its figures of them mean nothing (a segmenter of the kind naming gives names)"
         )
 
 
