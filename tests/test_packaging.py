@@ -6,8 +6,10 @@ from itertools import chain
 from pathlib import Path
 from urllib.parse import unquote
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 import diffseg
 
@@ -57,6 +59,30 @@ def test_pages_are_read_as_github_does(tmp_path):
     page.write_text("# 1, two: `three`\n```sh\n# none [x](y)\n```\n## A [b](c.md)\n## A b\n![p](<d.png>) `[e](f)`")
     assert anchors(page) == {"1-two-three", "a-b", "a-b-1"}
     assert links(page) == ["c.md", "d.png"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_what_pages_tell_to_type_is_there(page):
+    text = page.read_text()
+    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.M))
+    told = re.findall(r"(?:`|^|&& )make ([a-z][a-z0-9-]*[a-z0-9])\b(?!-?\.\.\.)", text, re.M)
+    assert set(told) <= targets
+    experiments = {path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml")}
+    assert set(re.findall(r"experiment=(\w+)", text)) <= experiments
+
+
+def test_the_quick_start_runs(tmp_path, monkeypatch):
+    """Its Python, from top to bottom, with the embedded model."""
+    photo = np.zeros((120, 160, 3), np.uint8)
+    photo[:, 80:] = (200, 120, 40)
+    Image.fromarray(photo).save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs" / "quickstart.md").read_text(), re.M | re.S)
+    names: dict = {}
+    exec("\n".join(blocks), names)
+    assert len(blocks) == 2
+    assert (tmp_path / "overlay.png").is_file()
+    assert names["walked"].shape == (120, 160)
 
 
 def test_one_version():
