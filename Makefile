@@ -2,7 +2,7 @@ PYTHON ?= python3
 RUN = .venv/bin/python
 EVAL = .venv/bin/diffseg-eval
 
-.PHONY: help evidence setup eval eval-coco eval-cityscapes eval-voc eval-context eval-ade20k eval-coco-object eval-bsds eval-sixpack check baselines ablations figures tables leaderboard paper test test-quick fuzz data-coco data-voc data-context data-ade20k data-bsds data-cityscapes lint bench mini clean
+.PHONY: help evidence setup eval eval-coco eval-cityscapes eval-voc eval-context eval-ade20k eval-coco-object eval-bsds eval-sixpack check baselines ablations figures tables leaderboard paper test test-quick fuzz data-coco data-voc data-context data-ade20k data-bsds data-cityscapes lint docs bench mini clean
 
 help:            ## this list
 	@grep -E '^[a-z0-9-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
@@ -125,6 +125,10 @@ lint: setup      ## style and types
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+
+docs: setup      ## the documentation site in build/site, from docs/; offline, strict about every link
+	OMP_NUM_THREADS=1 $(RUN) -m sphinx --quiet --fail-on-warning --keep-going -d build/doctrees docs build/site
+	@echo build/site/index.html
 
 bench: setup     ## seconds per stage, images/s, share of the limit, memory, merging against the straightforward way; ARGS
 	$(RUN) -m diffseg.eval.bench $(ARGS)
