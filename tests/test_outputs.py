@@ -256,6 +256,35 @@ def test_where_no_photo_could_be_segmented_an_older_file_stays(photos, tmp_path)
     assert (tmp_path / "c.json").read_text() == "older"
 
 
+def test_a_full_disk_at_the_end_leaves_the_older_file_and_the_results(photos, tmp_path, monkeypatch):
+    (tmp_path / "c.json").write_text("older")
+    replace = Path.replace
+
+    def full(partial, target):
+        if target == tmp_path / "c.json":
+            raise OSError(28, "No space left on device")
+        return replace(partial, target)
+
+    monkeypatch.setattr(Path, "replace", full)
+    ran = run("segment", photos / "a.png", "--out", tmp_path / "out", "--coco", tmp_path / "c.json", *SMALL)
+    assert ran.exit_code == 2
+    assert f"cannot write {tmp_path / 'c.json'} (No space left on device)" in ran.stderr
+    assert (tmp_path / "c.json").read_text() == "older"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["c.json", "out"]
+    assert len(list((tmp_path / "out").iterdir())) == 3
+
+
+def test_the_documents_example_makes_the_file_of_records(tmp_path, monkeypatch):
+    text = (Path(__file__).parents[1] / "docs" / "tools.md").read_text()
+    (example,) = [part.partition("```")[0] for part in text.split("```python\n") if "import json" in part]
+    (tmp_path / "segments").mkdir()
+    labels = np.repeat([[0, 1, 2]], 5, 0).repeat(5, 1)
+    (tmp_path / "segments" / "p.json").write_text(json.dumps(record(labels)))
+    monkeypatch.chdir(tmp_path)
+    exec(example, {})
+    assert json.loads((tmp_path / "annotations.json").read_text()) == coco([record(labels)], polygons=True)
+
+
 # --- Label Studio -----------------------------------------------------------------------------------------------------
 
 
@@ -337,6 +366,11 @@ def test_label_studio_tasks_by_hand(polygons):
         else:
             assert value["format"] == "rle"
             np.testing.assert_array_equal(decoded(value["rle"]).reshape(10, 20, 4)[..., 0] > 0, labels == index)
+
+
+def test_names_that_are_not_utf8_are_addresses_by_their_bytes():
+    (task,) = label_studio([record(np.zeros((2, 2), int), "caf\udce9/a#1.jpg")])
+    assert task["data"]["image"].endswith("?d=caf%E9/a%231.jpg")
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
