@@ -57,6 +57,7 @@ ablations: setup  ## the paper's ablations (R, tau, M, N, refinement, t) and rel
 figures: setup   ## results/figures: the method at a glance, the effect of R, a gallery; curves of the ablations in RUNS="folders"
 	$(RUN) -m diffseg.eval.show.figures overview --out results/figures/overview.png
 	$(RUN) -m diffseg.eval.show.figures weights scene:3 --threshold 0.3 --out results/figures/weights.png
+	$(RUN) -m diffseg.eval.show.figures gallery demo:china demo:flower demo:grace_hopper --columns 3 --width 1200 --out results/figures/demo.jpg
 	$(RUN) -m diffseg.eval.show.figures gallery scene:1 scene:3 scene:7 scene:9 --out results/figures/gallery.jpg
 	$(if $(RUNS),$(RUN) -m diffseg.eval.show.figures curves $(RUNS) --out results/figures)
 
