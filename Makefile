@@ -2,7 +2,7 @@ PYTHON ?= python3
 RUN = .venv/bin/python
 EVAL = .venv/bin/diffseg-eval
 
-.PHONY: help evidence setup eval eval-coco eval-cityscapes eval-voc eval-context eval-ade20k eval-coco-object eval-bsds eval-sixpack check baselines ablations figures tables leaderboard test test-quick fuzz data-coco data-voc data-context data-ade20k data-bsds data-cityscapes lint bench mini clean
+.PHONY: help evidence setup eval eval-coco eval-cityscapes eval-voc eval-context eval-ade20k eval-coco-object eval-bsds eval-sixpack check baselines ablations figures tables leaderboard paper test test-quick fuzz data-coco data-voc data-context data-ade20k data-bsds data-cityscapes lint docs bench mini clean
 
 help:            ## this list
 	@grep -E '^[a-z0-9-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
@@ -57,6 +57,7 @@ ablations: setup  ## the paper's ablations (R, tau, M, N, refinement, t) and rel
 figures: setup   ## results/figures: the method at a glance, the effect of R, a gallery; curves of the ablations in RUNS="folders"
 	$(RUN) -m diffseg.eval.show.figures overview --out results/figures/overview.png
 	$(RUN) -m diffseg.eval.show.figures weights scene:3 --threshold 0.3 --out results/figures/weights.png
+	$(RUN) -m diffseg.eval.show.figures gallery demo:china demo:flower demo:grace_hopper --columns 3 --width 1200 --out results/figures/demo.jpg
 	$(RUN) -m diffseg.eval.show.figures gallery scene:1 scene:3 scene:7 scene:9 --out results/figures/gallery.jpg
 	$(if $(RUNS),$(RUN) -m diffseg.eval.show.figures curves $(RUNS) --out results/figures)
 
@@ -65,6 +66,9 @@ tables: setup    ## results/tables: published beside measured, from your runs on
 
 leaderboard: setup  ## results/leaderboard/index.html: all your runs in one page; others' as well: RUNS="folders"
 	$(EVAL) leaderboard $(or $(RUNS),results/runs)
+
+paper: setup     ## does it reproduce? the whole paper with MODEL on COCO=folder and CITYSCAPES=folder, one page; ARGS="--plan" says how long
+	$(EVAL) paper $(if $(MODEL),--model $(MODEL)) $(if $(COCO),--coco $(COCO)) $(if $(CITYSCAPES),--cityscapes $(CITYSCAPES)) $(ARGS)
 
 # What the project measured itself. A second call continues; after a change of the code, remove MEASURED first.
 MEASURED = results/runs/evidence
@@ -122,6 +126,10 @@ lint: setup      ## style and types
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+
+docs: setup      ## the documentation site in build/site, from docs/; offline, strict about every link
+	OMP_NUM_THREADS=1 $(RUN) -m sphinx --quiet --fail-on-warning --keep-going -d build/doctrees docs build/site
+	@echo build/site/index.html
 
 bench: setup     ## seconds per stage, images/s, share of the limit, memory, merging against the straightforward way; ARGS
 	$(RUN) -m diffseg.eval.bench $(ARGS)

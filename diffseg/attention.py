@@ -7,7 +7,6 @@ architecture. `attention_maps` is all that a diffusers UNet needs; `diffseg.back
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache, partial
@@ -18,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from diffseg.devices import slice_bytes
+from diffseg.devices import slice_bytes, without
 from diffseg.errors import UserError, did_you_mean
 from diffseg.layers import Layers, in_blocks_of
 
@@ -386,20 +385,14 @@ def verified(load: Callable[[], AddHeadMean], device: torch.device, dtype: torch
     Args:
         load: gives it; whatever that raises, or it itself, is a reason to go without.
     """
-    try:
-        wrong = deviation(load(), device, dtype, depth)
-        reason = f"its result is off by {wrong:.2g}" if not wrong <= _TOLERANCE[dtype] else ""
-    except Exception as error:  # of a compiler, a driver, a missing library: the plain way needs none of them
-        reason = (str(error).strip().splitlines() or [""])[0] or type(error).__name__
-    if not reason:
-        return load()
     kind = str(dtype).removeprefix("torch.")
-    warnings.warn(
-        f"the fused attention kernel is not used on {device} in {kind} ({reason}): the plain way is slower, and right",
-        RuntimeWarning,
-        stacklevel=2,
+    unused = without(
+        f"the fused attention kernel is not used on {device} in {kind}",
+        lambda: deviation(load(), device, dtype, depth),
+        _TOLERANCE[dtype],
+        "the plain way",
     )
-    return add_head_mean
+    return add_head_mean if unused else load()
 
 
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-3, torch.bfloat16: 1e-3}  # of the norm of the result

@@ -18,15 +18,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from diffseg import __version__
 from diffseg.errors import UserError, printable
-from diffseg.files import check_writable, write
+from diffseg.files import OUTPUTS, check_writable, write
 from diffseg.options import (
     Anchors,
+    Coco,
     Device,
     Dtype,
     Iterations,
+    LabelStudio,
+    MaybePhotos,
     Model,
+    Opacity,
     Out,
     Photos,
+    Polygons,
     Refine,
     Revision,
     Size,
@@ -43,7 +48,6 @@ if TYPE_CHECKING:
     from diffseg.semantic import LabelledSegmentation
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-OUTPUTS = (".labels.png", ".overlay.png", ".json")
 _NAME_BYTES = 255 - max(map(len, OUTPUTS))  # file systems take names of 255 bytes
 
 
@@ -64,8 +68,11 @@ def _main(
 
 @app.command()
 def segment(
-    photos: Photos,
+    photos: MaybePhotos = None,
     out: Out = Path("segments"),
+    demo: Annotated[
+        bool, typer.Option("--demo", help="Three photos that scikit-learn and matplotlib brought along.")
+    ] = False,
     model: Model = "mini",
     revision: Revision = None,
     threshold: Threshold = None,
@@ -77,13 +84,26 @@ def segment(
     device: Device = "auto",
     dtype: Dtype = None,
     size: Size = 512,
+    numbers: Annotated[bool, typer.Option("--numbers", help="Segments' numbers on the overlay.")] = False,
+    opacity: Opacity = 0.5,
+    coco: Coco = None,
+    label_studio: LabelStudio = None,
+    polygons: Polygons = False,
 ) -> None:
     """Segments photos. For each: NAME.labels.png, NAME.overlay.png and NAME.json (segments as COCO RLE, settings)."""
     with one_sentence():
         options = {"anchors": anchors, "iterations": iterations, "refine": refine, "size": size}
-        jobs = name_outputs(find_photos(photos))
+        credits = _demo(photos) if demo else {}
+        if not (photos or credits):
+            raise UserError("no photos are given: name some, or folders of them, or try diffseg segment --demo")
+        jobs = name_outputs(find_photos(credits or photos or []))
+        export = _exports(coco, label_studio, polygons, out, jobs, opacity)
         seg, settings = _load(out, model, revision, device, dtype, threshold, weights, timestep, options)
-        failed = process_files(lambda photo, path: seg.segment(photo, settings), jobs, out, model)
+        drawing = {"opacity": opacity, "numbers": numbers}
+        failed, records = process_files(lambda photo, path: seg.segment(photo, settings), jobs, out, model, drawing)
+        export(records)
+        for path, credit in credits.items():
+            typer.echo(f"{path.name}: {credit}; segmented by diffseg")
     if failed:
         raise typer.Exit(1)
 
@@ -113,6 +133,10 @@ def label(
     device: Device = "auto",
     dtype: Dtype = None,
     size: Size = 512,
+    opacity: Opacity = 0.5,
+    coco: Coco = None,
+    label_studio: LabelStudio = None,
+    polygons: Polygons = False,
 ) -> None:
     """Segments photos and names the segments by the nouns of a caption.
 
@@ -121,6 +145,7 @@ def label(
     with one_sentence():
         options = {"anchors": anchors, "iterations": iterations, "refine": refine, "size": size}
         jobs = name_outputs(find_photos(photos))
+        export = _exports(coco, label_studio, polygons, out, jobs, opacity)
         if sum(given is not None for given in (nouns, caption, captioner)) > 1:
             raise UserError("give only one of --nouns, --caption and --captioner")
         from diffseg.semantic import check_voting
@@ -129,11 +154,57 @@ def label(
         check_voting(voting)
         words = _words(nouns, caption, captioner, device)
         seg, settings = _load(out, model, revision, device, dtype, threshold, weights, timestep, options)
-        failed = process_files(
-            lambda photo, path: label_photo(seg, photo, *words(photo, path), settings, voting), jobs, out, model
+        failed, records = process_files(
+            lambda photo, path: label_photo(seg, photo, *words(photo, path), settings, voting),
+            jobs,
+            out,
+            model,
+            {"opacity": opacity},
         )
+        export(records)
     if failed:
         raise typer.Exit(1)
+
+
+def _demo(photos: list[Path] | None) -> dict[Path, str]:
+    """The photos of --demo and their credits."""
+    if photos:
+        raise UserError("--demo brings its own photos: leave out either it or yours")
+    from diffseg.demo import demo_photos
+
+    return demo_photos()
+
+
+def _exports(
+    coco: Path | None, label_studio: Path | None, polygons: bool, out: Path, jobs: dict[str, Path], opacity: float
+) -> Callable[[list[dict[str, Any]]], None]:
+    """A function that writes photos' records for tools; what is wrong with its options is found before any work."""
+    from diffseg import outputs
+    from diffseg.images import check_opacity
+
+    check_opacity(opacity)
+    files = {"--coco": coco, "--label-studio": label_studio}
+    asked = {option: path for option, path in files.items() if path is not None}
+    if polygons and not asked:
+        raise UserError("--polygons is for the files of --coco and --label-studio: give one of them, or leave it out")
+    taken = {path.absolute() for path in jobs.values()}
+    taken |= {(out / f"{name}{suffix}").absolute() for name in jobs for suffix in OUTPUTS}
+    for option, path in asked.items():
+        if path.absolute() in taken:
+            raise UserError(f"{option} {path} is also the name of another file of this call: choose another")
+        taken.add(path.absolute())
+        if _is_folder(path):
+            raise UserError(f"{option} {path} is a folder: give a file, such as {path / 'annotations.json'}")
+
+    def export(records: list[dict[str, Any]]) -> None:
+        forms = {"--coco": outputs.coco, "--label-studio": outputs.label_studio}
+        for option, path in asked.items() if records else ():
+            write(path, json.dumps(forms[option](records, polygons)) + "\n")
+            typer.echo(f"{len(records)} photo{'s' * (len(records) != 1)} -> {printable(path)}")
+
+    for option, path in asked.items():
+        check_writable(path.parent, f"choose another with {option}")
+    return export
 
 
 def _words(
@@ -263,18 +334,25 @@ def process_files(
     jobs: dict[str, Path],
     out: Path,
     model: str,
-) -> dict[Path, str]:
-    """Segments photos into the folder `out`, with progress and a summary. Returns {photo: what was wrong with it}.
+    drawing: dict[str, Any],
+) -> tuple[dict[Path, str], list[dict[str, Any]]]:
+    """Segments photos into the folder `out`, with progress and a summary.
 
     Args:
         make: photo uint8 [H, W, 3] and its path -> what to write. jobs: {result name: photo}. model: its name.
+        drawing: how overlays are drawn.
+
+    Returns:
+        {photo: what was wrong with it}, and the records of the others.
 
     Raises:
         UserError: a setting that does not fit the model. OSError: a result cannot be written.
     """
     from diffseg.images import ImageError, load_image
+    from diffseg.outputs import write_results
 
     failed: dict[Path, str] = {}
+    records: list[dict[str, Any]] = []
     segments, start, screen = 0, time.perf_counter(), Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     typer.echo(f"segmenting {len(jobs)} photo{'s' * (len(jobs) != 1)} with {model}", err=True)
@@ -288,7 +366,7 @@ def process_files(
                 failed[photo] = str(error)
                 progress.console.print(f"skipped {error}", style="red", highlight=False, soft_wrap=True, markup=False)
             else:
-                write_results(made, photo, out / name)
+                records.append(write_results(made, out / name, photo, **drawing))
                 segments += len(made)
             progress.advance(task)
     seconds, done = time.perf_counter() - start, len(jobs) - len(failed)
@@ -299,17 +377,7 @@ def process_files(
         )
     if failed:
         typer.echo(f"{len(failed)} could not be segmented: {', '.join(map(printable, failed))}", err=True)
-    return failed
-
-
-def write_results(made: Segmentation | LabelledSegmentation, photo: Path, stem: Path) -> None:
-    """Writes NAME.labels.png, NAME.overlay.png and, last, NAME.json; each appears whole or not at all."""
-    from diffseg.images import label_image
-
-    labels, picture, record = (stem.with_name(stem.name + suffix) for suffix in OUTPUTS)
-    write(labels, lambda f: label_image(made.labels).save(f, "PNG"))
-    write(picture, lambda f: made.overlay().save(f, "PNG"))
-    write(record, json.dumps({"photo": str(photo), **made.as_dict()}, indent=1) + "\n")
+    return failed, records
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -107,6 +108,23 @@ def _stated(file: Path, pattern: str) -> int | None:
     except OSError:
         return None
     return int(found[1]) if found else None
+
+
+def without(faster: str, deviation: Callable[[], float], tolerance: float, instead: str) -> bool:
+    """Whether to go without something faster, because a small case fails or comes out wrong; then a warning says why.
+
+    Args:
+        faster: what it is, and where. deviation: runs the case, gives how far off the result is; whatever it raises, of
+            a compiler, a driver or a missing library, is a reason to go without. instead: what is used then.
+    """
+    try:
+        wrong = deviation()
+        reason = f"its result is off by {wrong:.2g}" if not wrong <= tolerance else ""
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [""])[0] or type(error).__name__
+    if reason:
+        warnings.warn(f"{faster} ({reason}): {instead} is slower, and right", RuntimeWarning, stacklevel=3)
+    return bool(reason)
 
 
 def slice_bytes(device: torch.device) -> int:

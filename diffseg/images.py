@@ -181,6 +181,47 @@ def palette(count: int) -> np.ndarray:
     return (np.array(rows).reshape(-1, 3) * 255).astype(np.uint8)
 
 
+_PLACES = 512
+_ASKED = 8  # colours of `palette` that are far from each other
+
+
+@lru_cache
+def _places() -> np.ndarray:
+    """Points (x, y) in the unit square that fill it evenly, however many are taken: float [_PLACES, 2] (Halton)."""
+
+    def mirrored(index: int, base: int) -> float:
+        value, share = 0.0, 1.0
+        while index:
+            share /= base
+            value += index % base * share
+            index //= base
+        return value
+
+    return np.array([[mirrored(i, 2), mirrored(i, 3)] for i in range(2, _PLACES + 2)])
+
+
+def region_colours(labels: np.ndarray) -> np.ndarray:
+    """The colour of each label of a map int [H, W], >= 0: uint8 [max + 1, 3], from `palette`; no two share one.
+
+    A region's colour comes from its place, not from its number. Of a fixed sequence of points that fills the picture,
+    each asks for one of the first eight colours; a region has the first that one of its points asks for and that no
+    region with an earlier point has, or else the first that is free. So colours stay, but for few, when other regions
+    merge or split, and merged regions have the colour of one of them.
+    """
+    rows, columns = (_places()[:, ::-1] * labels.shape).astype(int).T
+    points: dict[int, list[int]] = {}  # of each region, the regions in the order of their first points
+    for index, label in enumerate(labels[rows, columns].tolist()):
+        points.setdefault(label, []).append(index)
+    count = int(labels.max()) + 1
+    free = dict.fromkeys(range(count + _ASKED))
+    chosen = np.empty(count, int)
+    for label in [*points, *(label for label in range(count) if label not in points)]:
+        asked = (index % _ASKED for index in points.get(label, ()))
+        chosen[label] = next((colour for colour in asked if colour in free), next(iter(free)))
+        del free[chosen[label]]
+    return palette(count + _ASKED)[chosen]
+
+
 # From linear RGB to Oklab, in which equal distances look about equally different (Ottosson, 2020).
 _TO_CONES = ((0.4122, 0.5363, 0.0514), (0.2119, 0.6807, 0.1074), (0.0883, 0.2817, 0.6300))
 _TO_OKLAB = ((0.2105, 0.7936, -0.0041), (1.9780, -2.4286, 0.4506), (0.0259, 0.7828, -0.8087))
@@ -213,11 +254,24 @@ def distinct_colours(count: int) -> np.ndarray:
     return colours[chosen[:count]]
 
 
+def check_opacity(opacity: float) -> None:
+    """Raises UserError where the opacity of an overlay is not 0 (the photo alone) to 1 (colours alone)."""
+    if not 0 <= opacity <= 1:
+        raise UserError(f"opacity must be 0 (the photo alone) to 1 (colours alone), got {opacity:g}")
+
+
 def overlay(image: np.ndarray, labels: np.ndarray, opacity: float = 0.5) -> Image.Image:
-    """The photo (uint8 [H, W, 3]) under its segments (int [H, W]) in colour, with white outlines."""
+    """The photo (uint8 [H, W, 3]) under its segments (int [H, W], >= 0) in colour, with white outlines.
+
+    Colours are those of `region_colours`.
+
+    Raises:
+        UserError: opacity outside 0..1.
+    """
+    check_opacity(opacity)
     if labels.max() > 65535:  # numbers of something, not of segments: no colours for those that do not occur
         labels = np.unique(labels, return_inverse=True)[1].reshape(labels.shape)
-    colours = Image.fromarray(palette(int(labels.max()) + 1)[labels])
+    colours = Image.fromarray(region_colours(labels)[labels])
     mixed = np.array(Image.blend(Image.fromarray(image), colours, opacity))
     edge = np.zeros(labels.shape, bool)
     for step in range(1, max(2, round(max(labels.shape) / 400)) + 1):  # about 1/400 of the picture thick
@@ -252,3 +306,14 @@ def label_image(labels: np.ndarray) -> Image.Image:
     if labels.min() < 0 or labels.max() > 65535:
         raise ValueError(f"labels must be 0..65535 to be stored, got {labels.min()}..{labels.max()}")
     return Image.fromarray(labels.astype(np.uint8 if labels.max() < 256 else np.uint16))
+
+
+def palette_image(labels: np.ndarray) -> Image.Image:
+    """A label map int [H, W] as a PNG that shows the overlay's colours and holds the numbers, as indices of a palette.
+
+    A palette has 256 colours: with larger numbers it is `label_image`'s, without colours.
+    """
+    image = label_image(labels)
+    if labels.max() < 256:
+        image.putpalette(region_colours(labels).tobytes())
+    return image

@@ -12,6 +12,17 @@ import typer
 from diffseg.errors import UserError, printable
 
 Photos = Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.", show_default=False)]
+MaybePhotos = Annotated[list[Path] | None, typer.Argument(help="Photos, or folders of photos.", show_default=False)]
+Coco = Annotated[
+    Path | None,
+    typer.Option(help="One COCO file for all photos: annotations.json. Segments as RLE, or with --polygons."),
+]
+LabelStudio = Annotated[
+    Path | None,
+    typer.Option(help="One file of Label Studio's tasks for all photos: tasks.json. Brushes, or with --polygons."),
+]
+Polygons = Annotated[bool, typer.Option("--polygons", help="Polygons in the files of --coco and --label-studio.")]
+Opacity = Annotated[float, typer.Option(help="Of the overlay's colours: 0, the photo alone, to 1.")]
 Out = Annotated[Path, typer.Option(help="Folder for the results.")]
 Model = Annotated[str, typer.Option(help="Embedded model, Hugging Face hub id, or folder in diffusers' layout.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]

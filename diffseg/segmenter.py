@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,16 +16,20 @@ import torch.nn.functional as F
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from diffseg.attention import Look, Needs, Size
+from diffseg.attention import Look, Needs, Observation, Size
 from diffseg.backbones.base import PAPER_TIMESTEP
-from diffseg.images import load_image, overlay
+from diffseg.errors import UserError
+from diffseg.files import check_writable, is_file_name
+from diffseg.images import load_image, overlay, write_names
 from diffseg.methods.base import as_numpy
 from diffseg.methods.merging import Settings, labels_of, proposals
 from diffseg.observed import Batch, Observed
+from diffseg.outputs import write_results
 from diffseg.resizing import prepare, working_size
 
 if TYPE_CHECKING:
     from diffseg.backbones.base import Backbone
+    from diffseg.semantic import LabelledSegmentation
 
 PAPER_THRESHOLD = 1.1
 
@@ -36,7 +40,8 @@ class Segmentation:
 
     labels: int32 [H, W] at the photo's own size, 0..K-1, compact, larger segments first. proposals: float32 [K, h, w],
     the distribution behind each label, each sums to 1. image: the photo, uint8 [H, W, 3]. model, dtype: what it was
-    made with, and in which precision. settings: the hyper-parameters. timings_s: seconds per stage.
+    made with, and in which precision. settings: the hyper-parameters. timings_s: seconds per stage. source: the file
+    that the photo was read from; None: it was no file.
     """
 
     labels: np.ndarray
@@ -46,13 +51,43 @@ class Segmentation:
     dtype: str
     settings: Settings
     timings_s: dict[str, float]
+    source: str | None = None
 
     def __len__(self) -> int:
         return len(self.proposals)
 
-    def overlay(self, opacity: float = 0.5) -> Image.Image:
-        """The photo with its segments in colour and outlined."""
-        return overlay(self.image, self.labels, opacity)
+    def __repr__(self) -> str:
+        height, width = self.labels.shape
+        taus = ", ".join(dict.fromkeys(f"{tau:g}" for tau in self.settings.threshold))
+        segments = f"{len(self)} segment{'s' * (len(self) != 1)}"
+        return f"Segmentation({segments}, {width} x {height} pixels, model {self.model}, threshold {taus})"
+
+    def overlay(self, opacity: float = 0.5, numbers: bool = False) -> Image.Image:
+        """The photo with its segments in colour and outlined.
+
+        Args:
+            opacity: of the colours, 0 (the photo alone) to 1. numbers: write each segment's number on it.
+
+        Raises:
+            UserError: opacity outside 0..1.
+        """
+        picture = overlay(self.image, self.labels, opacity)
+        return write_names(picture, self.labels, [str(i) for i in range(len(self))]) if numbers else picture
+
+    def save(self, folder: str | Path, name: str | None = None, **drawing: Any) -> Path:
+        """Writes what `diffseg segment` writes, NAME.labels.png, NAME.overlay.png and NAME.json, into a folder.
+
+        Args:
+            folder: made where it is missing. name: None: that of the photo's file, "photo" where it was no file.
+            drawing: opacity, numbers of the overlay.
+
+        Returns:
+            Folder / NAME.
+
+        Raises:
+            UserError: a name that no file can have. OSError: the folder cannot be written.
+        """
+        return save_results(self, folder, name, self.source, drawing)
 
     def segments(self) -> list[dict[str, Any]]:
         """Per segment: id, area (pixels), bbox [x, y, width, height] and segmentation (compressed COCO RLE)."""
@@ -81,6 +116,9 @@ class DiffSeg:
 
     def __init__(self, model: Backbone):
         self.model = model
+
+    def __repr__(self) -> str:
+        return f"DiffSeg({self.model.name!r}, {self.model.device}, {self.model.dtype})"
 
     @classmethod
     def from_pretrained(
@@ -134,7 +172,48 @@ class DiffSeg:
         chosen = self.settings(
             threshold, timestep, anchors=anchors, iterations=iterations, weights=weights, refine=refine, size=size
         )
-        return self.segment(load_image(image), chosen)
+        return replace(self.segment(load_image(image), chosen), source=_source(image))
+
+    @torch.no_grad()
+    def many(
+        self, images: Iterable[Image.Image | np.ndarray | str | Path], *, batch: int = 4, **options: Any
+    ) -> list[Segmentation]:
+        """Segments photos as a call does each; those that the model sees at one size go through it together.
+
+        The first photo of a batch has the pass in its timings.
+
+        Args:
+            images: PIL images, uint8 [H, W, 3], or files. batch: most photos in one pass; memory grows with it.
+            options: threshold, anchors, iterations, weights, timestep, refine, size, as for a call.
+
+        Returns:
+            One for each photo, in the order given.
+
+        Raises:
+            ImageError: a photo cannot be used. UserError: a setting is out of range.
+        """
+        if batch < 1:
+            raise UserError(f"batch must be at least 1 photo, got {batch}")
+        chosen, given = self.settings(**options), list(images)
+        photos = [load_image(image) for image in given]
+        alike: dict[Size, list[int]] = {}
+        for index, photo in enumerate(photos):
+            height, width = photo.shape[:2]
+            alike.setdefault(working_size(height, width, chosen.size, self.model.multiple), []).append(index)
+        found: dict[int, Segmentation] = {}
+        for shape, indices in alike.items():
+            for start in range(0, len(indices), batch):
+                together = indices[start : start + batch]
+                pixels = [prepare(photos[i], shape)[0] for i in together]
+                sizes = [(photos[i].shape[0], photos[i].shape[1]) for i in together]
+                seen = Batch(pixels, self._see(torch.stack(pixels)), Look(chosen.timestep), sizes=sizes)
+                for i, one in zip(together, seen, strict=True):
+                    found[i] = replace(self.segment_observed(photos[i], one, chosen), source=_source(given[i]))
+        return [found[i] for i in range(len(given))]
+
+    def _see(self, pixels: torch.Tensor) -> Callable[[Look, Needs], Observation]:
+        """What a pass shows of pixels [B, 3, h, w], for a `Batch` looked at in its own size, without prompts."""
+        return lambda look, needs: self.model.observe(pixels.to(self.model.device), needs, look)
 
     @torch.no_grad()
     def segment(self, photo: np.ndarray, settings: Settings) -> Segmentation:
@@ -226,6 +305,27 @@ def describe(mask: np.ndarray) -> dict[str, Any]:
         "bbox": [int(x) for x in coco_mask.toBbox(rle)],
         "segmentation": {"size": [int(x) for x in rle["size"]], "counts": rle["counts"].decode("ascii")},
     }
+
+
+def _source(image: object) -> str | None:
+    return str(image) if isinstance(image, str | Path) else None
+
+
+def save_results(
+    made: Segmentation | LabelledSegmentation,
+    folder: str | Path,
+    name: str | None,
+    source: str | None,
+    drawing: dict[str, Any],
+) -> Path:
+    """Writes a photo's results into a folder, under a name (None: that of its source). Returns folder / name."""
+    name = (Path(source).stem if source else "photo") if name is None else name
+    if not is_file_name(name):
+        raise UserError(f"{name!r} cannot be the name of a file: give another, such as name='photo'")
+    check_writable(Path(folder), "choose another folder")
+    stem = Path(folder) / name
+    write_results(made, stem, source or name, **drawing)
+    return stem
 
 
 class _Clock:

@@ -7,7 +7,7 @@ pixels attend to most; segments of one noun become one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from PIL import Image
 
 from diffseg.images import load_image, overlay, write_names
 from diffseg.methods.naming import VOTINGS, check_voting, noun_maps, vote
-from diffseg.segmenter import DiffSeg, Segmentation, Settings, describe
+from diffseg.segmenter import DiffSeg, Segmentation, Settings, describe, save_results
 from diffseg.words import caption_of, distinct, noun_tokens
 
 __all__ = [
@@ -51,9 +51,17 @@ class LabelledSegmentation:
     def __len__(self) -> int:
         return len(np.unique(self.labels))
 
+    def __repr__(self) -> str:
+        taken = ", ".join(self.nouns[i] for i in np.unique(self.labels))
+        return f"LabelledSegmentation({taken}; of {self.segmentation!r})"
+
     def overlay(self, opacity: float = 0.5) -> Image.Image:
-        """The photo with its segments in colour, outlined, each with its name."""
+        """The photo with its segments in colour (opacity 0..1), outlined, each with its name."""
         return write_names(overlay(self.segmentation.image, self.labels, opacity), self.labels, self.nouns)
+
+    def save(self, folder: str | Path, name: str | None = None, **drawing: Any) -> Path:
+        """Writes what `diffseg label` writes into a folder, as `Segmentation.save`; drawing: opacity."""
+        return save_results(self, folder, name, self.segmentation.source, drawing)
 
     def segments(self) -> list[dict[str, Any]]:
         """Per noun that has pixels: id (index into nouns), noun, score, area, bbox and segmentation as `describe`."""
@@ -99,7 +107,8 @@ def label(
     caption = caption_of(nouns) if caption is None else caption
     tokens = noun_tokens(seg.model.tokenizer, caption, nouns)
     seen = seg.observe_as(photo, settings, caption)
-    segmentation = seg.segment_observed(photo, seen, settings)
+    source = str(image) if isinstance(image, str | Path) else None
+    segmentation = replace(seg.segment_observed(photo, seen, settings), source=source)
     maps = noun_maps(seen.batch.seen().cross_attention, tokens, seen.size)
     scores = vote(segmentation.labels, maps, voting)
     merged = scores.argmax(1).astype(np.int32)[segmentation.labels]

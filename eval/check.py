@@ -66,7 +66,7 @@ def check(summary: Summary, reference: Reference) -> pd.DataFrame:
     Raises:
         UserError: the run is not of what the reference speaks of, or lacks a metric.
     """
-    facts = {"dataset": summary["dataset"]["name"], "model": summary["model"], "images": summary["images"]}
+    facts = _facts(summary)
     for key, value in reference["run"].items():
         if facts.get(key) != value:
             raise UserError(f"the reference is for {key} = {value}, the run is of {facts.get(key)}: nothing to compare")
@@ -90,6 +90,23 @@ def check(summary: Summary, reference: Reference) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def _facts(summary: Summary) -> dict[str, Any]:
+    """What a reference may ask of a run."""
+    return {"dataset": summary["dataset"]["name"], "model": summary["model"], "images": summary["images"]}
+
+
+def references_of(summary: Summary) -> dict[str, Reference]:
+    """The references of this installation that speak of such a run, by name."""
+    facts = _facts(summary)
+    names = sorted(path.stem for path in FOLDER.glob("*.yaml") if path.stem != "paper")
+    references = {name: read_reference(name) for name in names}
+    return {
+        name: reference
+        for name, reference in references.items()
+        if all(facts.get(key) == value for key, value in reference["run"].items())
+    }
 
 
 def check_table(rows: pd.DataFrame) -> Table:

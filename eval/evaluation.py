@@ -168,13 +168,20 @@ def dataset_line(name: str, dataset: Dataset) -> str:
 
 
 def _check_protocols(experiment: Experiment) -> None:
-    """Refuses protocols that need classes on labels that are regions without."""
+    """Refuses protocols that need classes on labels that are regions without; says where names are read of none."""
     data = experiment.dataset
     wrong = [rule for rule, part in experiment.protocols.items() if part.made.needs_classes]
     if data.made.regions and wrong:
         raise UserError(
             f"the protocol {wrong[0]} needs classes, and the labels of {data.name} are regions without: choose "
             f"protocol=[regions,boundaries]"
+        )
+    named = [rule for rule, part in experiment.protocols.items() if part.made.needs_names]
+    unnamed = [name for name, part in experiment.segmenters.items() if not getattr(part.made, "names", False)]
+    if named and unnamed and not experiment.masks:
+        say(
+            f"the protocol {named[0]} reads labels as numbers of classes, and those of {', '.join(unnamed)} number "
+            f"segments: its figures of them mean nothing (a segmenter of the kind naming gives names)"
         )
 
 
@@ -216,16 +223,28 @@ def identity_of(experiment: Experiment) -> dict[str, Any]:
     return json.loads(json.dumps({**identity, "code": code}))
 
 
-def open_folder(experiment: Experiment) -> Run:
-    """The run of an experiment; its folder's name says what it is and ends with the hash of what changes its labels."""
-    identity = identity_of(experiment)
+def folder_of(experiment: Experiment, identity: dict[str, Any]) -> Path:
+    """The folder of a run; its name says what it is and ends with the hash of what changes its labels."""
     data = experiment.dataset
     source = experiment.model.name if experiment.model else "labels"
     if experiment.model and Path(source).is_dir():  # what it is called, not where it lies
         source = Path(source).resolve().name
     parts = (data.name, str(len(data.made)), source)
     methods = [] if experiment.masks else experiment.segmenters
-    folder = experiment.folder or experiment.runs / folder_name(parts, methods, identity)
+    return experiment.folder or experiment.runs / folder_name(parts, methods, identity)
+
+
+def run_of(experiment: Experiment) -> Run:
+    """The run of an experiment, whether or not it is on disk; nothing is written."""
+    identity = identity_of(experiment)
+    names = tuple(identity["segmenters"])
+    return Run(folder_of(experiment, identity), identity, names, experiment.score_size, experiment.masks)
+
+
+def open_folder(experiment: Experiment) -> Run:
+    """The run of an experiment, made on disk if it is new."""
+    identity = identity_of(experiment)
+    folder = folder_of(experiment, identity)
     made_with = None
     if experiment.predicts:
         place = resolve_device(experiment.devices[0])
@@ -334,14 +353,17 @@ def _can_score(experiment: Experiment, run: Run) -> bool:
     return True
 
 
-def counted_with(experiment: Experiment, run: Run, segmenter: str) -> str:
-    """Hash of what a segmenter's counts are made of: data, maps, truth, size, code, and whether images may lack."""
+def counted_with(experiment: Experiment, run: Run, segmenter: str, truth: str) -> str:
+    """Hash of what a segmenter's counts are made of: data, maps, truth, size, code, and whether images may lack.
+
+    truth: its fingerprint.
+    """
     data = experiment.dataset.made
     maps = content_hashes({key: run.map(segmenter, key) for key in data.keys}, remember=run.masks is not None)
     facts = {
         "dataset": {**run.identity["dataset"], "code": experiment.dataset.code},
         "classes": list(data.classes),
-        "truth": data.truth_fingerprint(),
+        "truth": truth,
         "maps": sorted(maps.items()),
         "sizes": [data.size, run.score_size],
         "code": source_hash(["diffseg.eval.score", "diffseg.eval.boundaries"], follow=False),
@@ -385,7 +407,8 @@ def _counts(experiment: Experiment, run: Run, hashes: Mapping[str, str]) -> Coun
 
 def _score(experiment: Experiment, run: Run) -> Summary:
     """Scores unless that is done, writes images.parquet and summary.json, returns the summary."""
-    hashes = {name: counted_with(experiment, run, name) for name in run.segmenters}
+    truth = experiment.dataset.made.truth_fingerprint()
+    hashes = {name: counted_with(experiment, run, name, truth) for name in run.segmenters}
     protocols = experiment.protocols
     rules = {name: [part.settings, part.made.version, part.code] for name, part in protocols.items()}
     code = source_hash([__name__], follow=False)

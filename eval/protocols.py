@@ -26,6 +26,7 @@ class Protocol(ABC):
 
     version: ClassVar[int] = 1  # goes into the hash of scores: to be raised when the definition changes
     counts: ClassVar[str] = "pixels"  # what it reads of each image: this table, or "boundaries"
+    needs_names: ClassVar[bool] = False  # True: the labels' numbers are read as those of classes
     needs_classes: ClassVar[bool] = True  # False: it also scores regions without classes, of several annotations
     headline: ClassVar[str] = "miou"  # the metric that stands for it where there is room for one; large is good
     small_is_good: ClassVar[frozenset[str]] = frozenset()  # of its metrics, those whose best value is the least
@@ -209,6 +210,7 @@ class Named(Matching):
     """
 
     version: ClassVar[int] = 1
+    needs_names: ClassVar[bool] = True
 
     def assign(self, hist: np.ndarray, background: int | None = None) -> np.ndarray:
         numbers = np.arange(hist.shape[1])

@@ -5,6 +5,7 @@ diffseg-eval experiment=coco dataset.root=DIR      the paper's COCO-Stuff-27
 diffseg-eval -m segmenters.diffseg.threshold=0.4,0.6,0.8
 diffseg-eval 'stages=[score,report]' labels=DIR dataset=coco_stuff27
 diffseg-eval list · diffseg-eval compare RUN_A RUN_B · diffseg-eval gallery RUN · diffseg-eval leaderboard
+diffseg-eval paper                                 all of the paper's experiments, and whether they reproduce
 
 The only module that knows Hydra.
 """
@@ -52,6 +53,7 @@ from diffseg.attention import Look
 from diffseg.backbones.base import Backbone, recommended
 from diffseg.datasets.base import Dataset
 from diffseg.errors import UserError, did_you_mean, printable
+from diffseg.eval import paper
 from diffseg.eval.check import read_reference
 from diffseg.eval.evaluation import Experiment, MovedError, Part, dataset_line, evaluate
 from diffseg.eval.progress import say
@@ -513,6 +515,22 @@ def _flat(config: Any, prefix: str = "") -> list[str]:
     return keys
 
 
+def composed(arguments: Sequence[str]) -> Experiment:
+    """The experiment of a command line, which is not run.
+
+    Raises:
+        UserError, OSError: one sentence that says what is wrong and what to do.
+    """
+    overrides = hydras(arguments)
+    try:
+        with initialize_config_module("diffseg.conf", version_base="1.3"):
+            chosen = compose("config", overrides, return_hydra_config=True).hydra.runtime.choices
+            config = resolved(compose("config", overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(hydra_sentence(error, arguments)) from None
+    return experiment_of(config, {group: chosen.get(group) or group for group in ("dataset", "model")})
+
+
 def dataset_of(run: Run, name: str, overrides: Sequence[str]) -> Dataset:
     """The data set that a run was made on, for its pictures; nothing that stands in the run's folder is executed.
 
@@ -583,7 +601,7 @@ def _is_on_path(folder: Path) -> bool:
 
 
 def main() -> None:
-    """The command `diffseg-eval`, with `diffseg-eval compare`, `gallery` and `list`."""
+    """The command `diffseg-eval`, with `diffseg-eval compare`, `gallery`, `leaderboard`, `list` and `paper`."""
     arguments = sys.argv[1:]
     if not (sys.flags.safe_path or _is_on_path(Path.cwd())):
         sys.path.append(str(Path.cwd()))  # classes of the user's own; at the end, where they hide nothing
@@ -595,11 +613,12 @@ def main() -> None:
         "gallery": lambda: gallery.command(dataset_of),
         "leaderboard": leaderboard.command,
         "list": list_command,
+        "paper": lambda: paper.command(composed),
     }
+    signal.signal(signal.SIGTERM, _terminate)
     if arguments and arguments[0] in commands:
         with _told():
             commands[arguments[0]]()(arguments[1:], f"diffseg-eval {arguments[0]}", standalone_mode=True)
-    signal.signal(signal.SIGTERM, _terminate)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of ending the program: they are told here
     warnings.filterwarnings("error", ".* is not available", UserWarning, "hydra")  # a search path that leads nowhere
     sys.argv[1:] = hydras(arguments)

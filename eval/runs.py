@@ -32,6 +32,7 @@ from diffseg.files import PARTIAL, check_writable, is_file_name, remove_abandone
 
 PACKAGES = ("torch", "diffusers", "transformers", "numpy", "scipy", "pillow", "pandas")
 _LONGEST_NAME = 48  # characters of the methods' names in a folder's name
+_FEW = 100  # images that are asked for one by one
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,12 @@ class Run:
         return {key: why for key, why in reasons.items() if self.missing([key])}
 
     def missing(self, keys: Iterable[str]) -> list[str]:
-        """The keys that lack the map of at least one segmenter."""
-        return [key for key in keys if not all(self.map(name, key).exists() for name in self.segmenters)]
+        """The keys that lack the map of at least one segmenter; folders are gone through, no file is asked for."""
+        keys = list(keys)
+        if self.masks or len(keys) < _FEW:
+            return [key for key in keys if not all(self.map(name, key).exists() for name in self.segmenters)]
+        there = [_names_below(self.folder / name / "labels") for name in self.segmenters]
+        return [key for key in keys if not all(f"{key}.png" in names for names in there)]
 
     def remove_damaged(self, keys: Iterable[str]) -> int:
         """Removes label maps of the run's own that are cut off or no PNG, so that they are made again; how many."""
@@ -113,6 +118,15 @@ class Run:
     def remove_partials(self) -> None:
         """Removes what killed processes left under temporary names."""
         remove_abandoned(self.folder)
+
+
+def _names_below(folder: Path) -> set[str]:
+    """The files below a folder, as paths from there with slashes; none where there is no folder."""
+    found: set[str] = set()
+    for place, _, names in os.walk(folder):
+        inner = Path(place).relative_to(folder).as_posix()
+        found.update(names if inner == "." else (f"{inner}/{name}" for name in names))
+    return found
 
 
 def _is_whole(path: Path) -> bool:

@@ -32,9 +32,10 @@ def source_hash(modules: Iterable[str], follow: bool = True) -> str:
         file = _file(name, name.partition(".")[0] in own)
         if file is None:
             continue
-        sources[name] = hashlib.sha256(file.read_bytes()).hexdigest()
+        source = file.read_bytes()
+        sources[name] = hashlib.sha256(source).hexdigest()
         if follow:
-            todo += _imports(name, file)
+            todo += _imports(name, file.name == "__init__.py", source)
     return hashlib.sha256(repr(sorted(sources.items())).encode()).hexdigest()[:12]
 
 
@@ -44,6 +45,9 @@ def _file(name: str, own: bool) -> Path | None:
     top = name.partition(".")[0]
     if not own and _is_installed(top):
         return None
+    around = _file(name.rpartition(".")[0], own) if "." in name else None
+    if around and around.name != "__init__.py":
+        return None  # a thing in a module: to ask for it would import that module
     try:
         spec = find_spec(name)
     except (ImportError, ValueError, AttributeError):  # a name in a module, not a module; __main__
@@ -65,18 +69,21 @@ def _is_installed(top: str) -> bool:
     )
 
 
-def _imports(name: str, file: Path) -> Iterator[str]:
-    """Names of the modules, or of things in modules, that a source file imports."""
-    package = name if file.name == "__init__.py" else name.rpartition(".")[0]
-    for node in _executed(ast.parse(file.read_bytes())):
+@cache
+def _imports(name: str, is_package: bool, source: bytes) -> tuple[str, ...]:
+    """Names of the modules, or of things in modules, that a module's source imports."""
+    package = name if is_package else name.rpartition(".")[0]
+    names: list[str] = []
+    for node in _executed(ast.parse(source)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names += (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
             module = ".".join([*base, *filter(None, [node.module])])
             if module != "diffseg":  # its __init__ holds a version
-                yield module
-            yield from (f"{module}.{alias.name}" for alias in node.names)
+                names.append(module)
+            names += (f"{module}.{alias.name}" for alias in node.names)
+    return tuple(names)
 
 
 def _executed(tree: ast.AST) -> Iterator[ast.AST]:

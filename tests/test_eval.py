@@ -35,7 +35,7 @@ from diffseg.eval.check import check, read_reference
 from diffseg.eval.protocols import OneToOne
 from diffseg.eval.runs import find_run
 from diffseg.eval.show.ablations import read_ablations
-from diffseg.eval.show.tables import result_table
+from diffseg.eval.show.tables import result_table, runs_table
 from diffseg.eval.show.worth import differences_table
 from diffseg.methods.clustering import KMeans, KMeansOracle
 from diffseg.methods.controls import ColourKMeans, Whole
@@ -1192,3 +1192,32 @@ def test_numbers_that_no_map_can_hold_are_refused_before_any_is_written(tmp_path
 def test_what_would_steer_a_terminal_is_shown_escaped():
     sentence = str(DataError("a\x1b[31m\u202eb\nc\r.png is missing\n  a list\udcff"))
     assert sentence == "a\\x1b[31m\\u202eb\\nc\\r.png is missing\n  a list\\udcff"
+
+
+def test_names_are_read_of_methods_that_give_some(tmp_path, capsys):
+    controls = [
+        "~segmenters.diffseg",
+        "+segmenter@segmenters.whole=whole",
+        "dataset.count=1",
+        "dataset.size=64",
+        "workers=0",
+    ]
+    evaluated(tmp_path, *controls, "protocol=[diffseg,names]")
+    told = capsys.readouterr().err
+    assert "the protocol names reads labels as numbers of classes, and those of whole number segments" in told
+    evaluated(tmp_path, *controls)
+    assert "numbers of classes" not in capsys.readouterr().err
+
+
+def test_runs_that_never_began_are_only_counted(tmp_path):
+    whole = ["~segmenters.diffseg", "+segmenter@segmenters.whole=whole", "dataset.size=64", "workers=0"]
+    evaluated(tmp_path, *whole, "dataset.count=1")
+    folder = Path(evaluated(tmp_path, *whole, "dataset.count=2")["folder"])
+    (folder / "summary.json").unlink()
+    shown = runs_table(tmp_path)
+    assert [row[4] for row in shown.cells].count("not scored") == 1
+    assert (len(shown.cells), shown.caption) == (2, "")
+    for file in folder.rglob("*.png"):
+        file.unlink()
+    shown = runs_table(tmp_path)
+    assert (len(shown.cells), shown.caption) == (1, "and 1 that ended before the first label map")

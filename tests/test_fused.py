@@ -121,3 +121,13 @@ def test_blocks_of_another_kind_and_watched_ones_stay_as_they_are():
     with torch.no_grad():
         block(torch.randn(1, 8, 4, 4), torch.randn(1, 4))
     assert len(seen) == 1
+
+
+def test_blocks_that_come_out_wrong_stay_diffusers_own(monkeypatch):
+    from diffseg.backbones import resnet
+
+    resnet.right.cache_clear()
+    monkeypatch.setattr(resnet, "sum_of", lambda x, y, bias, factor: x + y)  # forgets the bias
+    with pytest.warns(RuntimeWarning, match="fused residual blocks are not used on .* diffusers' own way is slower"):
+        assert not resnet.right(torch.device("cuda" if CUDA else "cpu"), torch.float32)
+    resnet.right.cache_clear()

@@ -372,7 +372,8 @@ def whole_config(tmp_path_factory):
         name: yaml.safe_load((CONF / "protocol" / f"{name}.yaml").read_text()) for name in options("protocol")
     }
     sets = {
-        name: yaml.safe_load((CONF / "dataset" / f"{name}.yaml").read_text())["dataset"] for name in options("dataset")
+        name: yaml.safe_load((CONF / "dataset" / f"{name}.yaml").read_text().replace("${data}", "data"))["dataset"]
+        for name in options("dataset")
     }
     sets["folder"] |= {"root": str(photos), "size": 64}
     sets["scenes"] = config["dataset"]

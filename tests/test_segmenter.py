@@ -207,6 +207,7 @@ def test_the_wheel_is_whole(tmp_path):
         "eval/metrics.py",
         "eval/show/report.html",
         "mini/README.md",
+        "py.typed",
         "mini/weights/model_index.json",
     ):
         assert f"diffseg/{name}" in names

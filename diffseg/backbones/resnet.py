@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from functools import cache
 from typing import Any
 
@@ -12,7 +11,7 @@ import triton
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
-from diffseg.devices import full_float32
+from diffseg.devices import full_float32, without
 from diffseg.fused import group_norm_silu, sum_of
 
 _TOLERANCE = 0.01  # of the norm of a result in halves
@@ -84,20 +83,9 @@ def _is_usual(block: Any) -> bool:
 @cache
 def right(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether a small block comes out right when fused: tried once a process; if not, one warning says so."""
-    try:
-        off = deviation(device, dtype)
-        reason = "" if off <= _TOLERANCE else f"its result is off by {off:.2g}"
-    except Exception as error:  # of a compiler or a driver: diffusers' own way needs neither
-        reason = (str(error).strip().splitlines() or [""])[0] or type(error).__name__
-    if reason:
-        kind = str(dtype).removeprefix("torch.")
-        warnings.warn(
-            f"the fused residual blocks are not used on {device} in {kind} ({reason}): diffusers' own are slower, and "
-            f"right",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-    return not reason
+    kind = str(dtype).removeprefix("torch.")
+    named = f"the fused residual blocks are not used on {device} in {kind}"
+    return not without(named, lambda: deviation(device, dtype), _TOLERANCE, "diffusers' own way")
 
 
 @torch.no_grad()

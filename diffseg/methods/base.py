@@ -17,11 +17,13 @@ from diffseg.observed import Batch, Observed
 class Segmenter(ABC):
     """Segments without ever seeing the truth.
 
-    look: how the backbone is asked; needs: what is kept of the pass. Attributes of the class or of an instance.
+    look: how the backbone is asked; needs: what is kept of the pass; names: whether its labels are numbers of classes,
+    not just of segments. Attributes of the class or of an instance.
     """
 
     look: Look = Look()
     needs: Needs = Needs(attention=True)
+    names: bool = False
 
     def passes(self) -> Mapping[Look, Needs]:
         """What the method asks of each look; more than its own where it stands on another method."""

@@ -30,6 +30,8 @@ class Naming(Segmenter):
     of: the method. voting: "mean" or "majority", see `vote`.
     """
 
+    names = True
+
     def __init__(self, of: Segmenter, voting: str = "mean"):
         if not isinstance(of, Segmenter):
             raise UserError(f"of must be a method whose segments are to be named, got {type(of).__name__}")

@@ -32,7 +32,7 @@ class Refined(Segmenter):
         if size is not None and not 8 <= size <= 4096:
             raise UserError(f"size must be 8 to 4096 pixels, got {size}")
         self.of, self.iterations, self.size = of, iterations, size
-        self.look, self.needs = of.look, of.needs
+        self.look, self.needs, self.names = of.look, of.needs, of.names
 
     def passes(self) -> Mapping[Look, Needs]:
         """Those of the method."""

@@ -28,7 +28,7 @@ from diffseg.eval.score import Summary
 from diffseg.eval.show.ablations import Ablation, Crossed, weights_name
 from diffseg.eval.show.worth import headline_values, metric_label
 from diffseg.files import write
-from diffseg.images import overlay, palette, write_names
+from diffseg.images import overlay, region_colours, write_names
 from diffseg.methods.merging import Settings, labels_of, proposals
 from diffseg.segmentation import anchor_grid, to_labels
 from diffseg.segmenter import DiffSeg
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 _WIDTH = 8.3  # inches: a README's width at 100 dots an inch
 _DPI = 200  # of PNGs: sharp on screens with two pixels for each
+GALLERY_WIDTH = round(_WIDTH * _DPI)
 _SIDE = 512  # pixels of a picture inside a figure, at most
 _INK, _MUTED, _LINE = "#1c2024", "#636b74", "#dfe2e6"  # the colours of report.html
 _MARKS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")  # Okabe and Ito: apart for colour-blind eyes, too
@@ -419,7 +420,7 @@ def shades(labels: np.ndarray, result: np.ndarray) -> np.ndarray:
     owner = shared.argmax(1)
     piece = (np.tril(owner[:, None] == owner, -1) & shared.any(1)).sum(1)  # 0, 1, 2 ... within its segment
     light = 1 - 0.5 * (piece * 0.618034 % 1)
-    return (palette(result.max() + 1)[owner] * light[:, None]).astype(np.uint8)[labels]
+    return (region_colours(result)[owner] * light[:, None]).astype(np.uint8)[labels]
 
 
 def _section(figure: SubFigure, text: str) -> None:
@@ -489,7 +490,7 @@ class Shown:
     names: Sequence[str] = ()
 
 
-def gallery(shown: Sequence[Shown], columns: int = 4, width: int = round(_WIDTH * _DPI), gap: int = 12) -> Image.Image:
+def gallery(shown: Sequence[Shown], columns: int = 4, width: int = GALLERY_WIDTH, gap: int = 12) -> Image.Image:
     """Photos above their segments, `columns` side by side; whole photos, all of a row equally high, in pixels."""
     if not shown:
         raise UserError("a gallery needs at least one photo")

@@ -21,11 +21,13 @@ import typer
 from PIL import Image
 
 from diffseg.datasets.scenes import TEST_SEED, scene
+from diffseg.demo import demo_photo
 from diffseg.errors import UserError
 from diffseg.eval.runs import find_run
 from diffseg.eval.score import read_summary
 from diffseg.eval.show.ablations import Ablation, Crossed, read_ablations
 from diffseg.eval.show.drawing import (
+    GALLERY_WIDTH,
     Shown,
     by_weights,
     drawn,
@@ -48,7 +50,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
-Photo = Annotated[str, typer.Argument(help="A file, or scene:NUMBER, a generated one that no model was trained on.")]
+Photo = Annotated[
+    str, typer.Argument(help="A file; scene:NUMBER, a generated one that no model was trained on; or demo:china.")
+]
 Threshold = Annotated[float | None, typer.Option(help="tau in nats. (default: the model's own)")]
 Timestep = Annotated[int | None, typer.Option(help="t, 0 to 999. (default: the model's own)")]
 
@@ -156,13 +160,14 @@ def _weights(
 
 @app.command("gallery")
 def _gallery(
-    photos: Annotated[list[str], typer.Argument(help="Files, or scene:NUMBER.", show_default=False)],
+    photos: Annotated[list[str], typer.Argument(help="Files, scene:NUMBER, or demo:NAME.", show_default=False)],
     out: Annotated[Path, typer.Option(help="The picture's name.")] = Path("figures/gallery.png"),
     nouns: Annotated[
         list[str] | None,
         typer.Option(help="Names to choose from: dog,grass,sky. Once, or once for each photo. own: a scene's caption."),
     ] = None,
     columns: Annotated[int, typer.Option(min=1, help="Photos side by side.")] = 4,
+    width: Annotated[int, typer.Option(min=100, max=10_000, help="Of the picture, in pixels.")] = GALLERY_WIDTH,
     model: Model = "mini",
     revision: Revision = None,
     threshold: Threshold = None,
@@ -181,7 +186,7 @@ def _gallery(
         seg = DiffSeg.from_pretrained(model, revision=revision, device=device)
         settings = seg.settings(threshold, timestep, size=size)
         shown = [show(seg, one, settings, *n) for one, n in zip(pixels, named, strict=True)]
-        _write(gallery(shown, columns), out)
+        _write(gallery(shown, columns, width), out)
 
 
 def show(
@@ -195,9 +200,11 @@ def show(
 
 
 def read_photo(name: str) -> np.ndarray:
-    """A file, or scene:NUMBER of the held-out series, uint8 [H, W, 3]."""
-    number = _scene_number(name)
-    return load_image(name) if number is None else scene(TEST_SEED, number).image
+    """A file, scene:NUMBER of the held-out series, or demo:NAME of `diffseg.demo`, uint8 [H, W, 3]."""
+    number, demo = _scene_number(name), name.removeprefix("demo:")
+    if number is not None:
+        return scene(TEST_SEED, number).image
+    return load_image(name if demo == name else demo_photo(demo))
 
 
 def read_nouns(text: str, photo: str) -> tuple[list[str], str | None]:

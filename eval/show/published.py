@@ -55,3 +55,8 @@ def published_beside(dataset: str | None, protocol: str, size: int | None) -> li
     """
     asked = {"dataset": dataset, "protocol": protocol, "size": size}
     return [row for row in published_rows() if asked.items() <= row.items()]
+
+
+def published_settings() -> dict[str, Any]:
+    """The paper's hyper-parameters: weights, timestep, anchors, iterations, threshold {data set: tau}, refinement."""
+    return _file()["hyper_parameters"]

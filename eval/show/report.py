@@ -76,37 +76,41 @@ def write_report(run: Run, dataset: Dataset, summary: Summary, protocol: Protoco
     beside = published_beside(summary["dataset"]["published"], summary["protocol"], summary["size"])
     beside = beside if is_whole(summary) else []
     worth = len(summary["protocols"]) > 1 and not summary["granularity"]
-    page = _template().render(
-        run=run,
-        summary=summary,
-        labels=run.masks.folder if run.masks else None,
-        told={found["told"] for found in summary["segmenters"].values() if found["told"]},
-        leading=leading,
-        of_image=of_image,
-        regions=dataset.regions,
-        published=[row for row in beside if not row["covering"]],
-        scales=scales_table([summary], beside) if dataset.regions else None,
-        sources=SOURCES,
-        ablation=ablation,
-        curve=_drawn("drawn", ablation) if ablation else "",
-        worth=worth_table(summary) if worth else None,
-        protocols=_drawn("protocols", summary) if worth else "",
-        differences=differences_table(summary) if len(summary["segmenters"]) > 1 else None,
-        granularity=granularity_table(summary["granularity"]) if summary["granularity"] else None,
-        granularities=_drawn("granularities", summary["granularity"]) if summary["granularity"] else "",
-        classes=[] if dataset.regions else class_rows(summary, images),
-        absent=absent_classes(summary),
-        spreads=spreads(images, of_image),
-        first=first,
-        examples=[
-            (title, [example(dataset, row, run.map(first, row["key"])) for row in rows])
-            for title, rows in (("Best", best), ("Worst", worst))
-            if rows
-        ],
-        ignored=_css(_IGNORED),
-        hatch=[_css(c) for c in _HATCH],
-        config=_config(run),
-        record=read_circumstances(run),
+    page = (
+        environment()
+        .get_template("report.html")
+        .render(
+            run=run,
+            summary=summary,
+            labels=run.masks.folder if run.masks else None,
+            told={found["told"] for found in summary["segmenters"].values() if found["told"]},
+            leading=leading,
+            of_image=of_image,
+            regions=dataset.regions,
+            published=[row for row in beside if not row["covering"]],
+            scales=scales_table([summary], beside) if dataset.regions else None,
+            sources=SOURCES,
+            ablation=ablation,
+            curve=svg_of("drawn", ablation) if ablation else "",
+            worth=worth_table(summary) if worth else None,
+            protocols=svg_of("protocols", summary) if worth else "",
+            differences=differences_table(summary) if len(summary["segmenters"]) > 1 else None,
+            granularity=granularity_table(summary["granularity"]) if summary["granularity"] else None,
+            granularities=svg_of("granularities", summary["granularity"]) if summary["granularity"] else "",
+            classes=[] if dataset.regions else class_rows(summary, images),
+            absent=absent_classes(summary),
+            spreads=spreads(images, of_image),
+            first=first,
+            examples=[
+                (title, [example(dataset, row, run.map(first, row["key"])) for row in rows])
+                for title, rows in (("Best", best), ("Worst", worst))
+                if rows
+            ],
+            ignored=_css(_IGNORED),
+            hatch=[_css(c) for c in _HATCH],
+            config=_config(run),
+            record=read_circumstances(run),
+        )
     )
     write(run.report, page)
     return run.report
@@ -120,22 +124,20 @@ def _config(run: Run) -> str:
         return f"config.yaml cannot be read ({error.strerror})"
 
 
-def _drawn(figure: str, data: Any) -> str:
-    """A figure of `drawing` as an element of the page."""
+def svg_of(figure: str, data: Any) -> str:
+    """A figure of `drawing`, by its name there, as an element of a page."""
     from diffseg.eval.show import drawing  # matplotlib, which other pages do not need
 
     return drawing.inline_svg(getattr(drawing, figure)(data))
 
 
-def _template():
+def environment() -> Environment:
+    """What fills the templates beside this file. Keys, class names and paths come from users: everything is escaped."""
     folder = FileSystemLoader(Path(__file__).parent)
-    # Keys, class names and paths come from users' files: everything is escaped.
-    environment = Environment(
-        loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"percent": _percent, "share": _share, "data_uri": _data_uri, "css": _css}
-    environment.filters |= {"heading": metric_heading, "label": metric_label, "value": metric_number}
-    return environment.get_template("report.html")
+    made = Environment(loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    made.filters |= {"percent": _percent, "share": _share, "data_uri": data_uri, "css": _css}
+    made.filters |= {"heading": metric_heading, "label": metric_label, "value": metric_number}
+    return made
 
 
 def _percent(fraction: float | None, digits: int = 1) -> str:
@@ -322,7 +324,7 @@ def _thumbnail(shape: Sequence[int]) -> tuple[int, int]:
     return width, height
 
 
-def _data_uri(image: Image.Image, kind: str) -> str:
+def data_uri(image: Image.Image, kind: str) -> str:
     """The image inside an address: JPEG for photos, PNG for flat colours (smaller, and its edges stay sharp)."""
     file = io.BytesIO()
     image.save(file, kind, quality=85, optimize=True)

@@ -30,6 +30,7 @@ from diffseg.files import write
 PAPER_MODEL = "CompVis/stable-diffusion-v1-4"
 BENCHMARKS = {"coco_stuff27": "COCO-Stuff-27, 2,175 images of val2017", "cityscapes": "Cityscapes, 500 frames of val"}
 NOT_RUN = "not run"
+_WHOLE = 24  # characters of a name that is not broken, whatever the terminal's width
 IN_BITS = frozenset({"vi"})  # metrics that are no fractions
 PAPER_BACKBONE = "SD 1.4"
 PAPER_METHODS = {"diffseg": "DiffSeg", "kmeans_c": "K-Means-C", "kmeans_s": "K-Means-S", "dbscan": "DBSCAN"}
@@ -51,12 +52,17 @@ def is_whole(summary: Summary) -> bool:
     return not summary["dataset"]["note"] and not summary["skipped"] and "layers" not in summary
 
 
+def is_papers(summary: Summary, benchmark: str) -> bool:
+    """Whether a run may stand beside the paper's: its model, on exactly the images that published numbers are of."""
+    return summary["dataset"]["name"] == benchmark and summary["model"] == PAPER_MODEL and is_whole(summary)
+
+
 def paper_table(benchmark: str, runs: Iterable[Summary]) -> pd.DataFrame:
     """Published / ours / interval / difference for each published row of a data set, in percent and points.
 
     Ours are runs of the paper's model on the whole benchmark, nothing less, by the row's own protocol and size.
     """
-    whole = [s for s in runs if s["dataset"]["name"] == benchmark and s["model"] == PAPER_MODEL and is_whole(s)]
+    whole = [s for s in runs if is_papers(s, benchmark)]
     ours = {
         (PAPER_METHODS.get(name, name), rule, s["size"]): scores
         for s in whole
@@ -145,7 +151,8 @@ class Shown:
         for index, heading in enumerate(self.headings):
             numbers = all(not row[index] or row[index].lstrip("-(")[:1].isdigit() for row in self.cells)
             justify: Literal["left", "right"] = "right" if numbers and index else "left"
-            table.add_column(heading, justify=justify, overflow="fold")
+            names = not index and max((len(row[0]) for row in self.cells), default=0) <= _WHOLE
+            table.add_column(heading, justify=justify, overflow="fold", no_wrap=names)
         for row in self.cells:
             table.add_row(*row)
         return table
@@ -294,14 +301,20 @@ def _cell(value: Any, unit: float, digits: int | None) -> str:
 
 
 def runs_table(runs: Path) -> Shown:
-    """The runs that there are, the latest first: when, data, model, methods, score of the best, folder."""
-    rows = []
+    """The runs that there are, the latest first: when, data, model, methods, score of the best, folder.
+
+    Those that ended before their first label map are only counted.
+    """
+    rows, empty = [], 0
     for record in sorted(runs.glob("*/run.json"), key=lambda p: p.stat().st_mtime, reverse=True):
         when = datetime.fromtimestamp(record.stat().st_mtime).strftime("%Y-%m-%d %H:%M")
         try:
             run = find_run(record.parent)
             summary = read_summary(run)
         except DataError:
+            if not run.masks and next(record.parent.glob("*/labels/**/*.png"), None) is None:
+                empty += 1
+                continue
             rows.append([when, "", "", ", ".join(run.segmenters), "not scored", record.parent.name])
             continue
         except UserError as error:
@@ -319,7 +332,8 @@ def runs_table(runs: Path) -> Shown:
         model = summary["model"] or "label maps"
         rows.append([when, f"{data['name']}, {summary['images']:,}", model, ", ".join(scores), result, run.name])
     headings = ["when", "data, images", "model", "methods, or what was varied", "accuracy / mIoU %", "folder"]
-    return Shown(f"runs in {runs}", headings, rows)
+    caption = f"and {empty} that ended before the first label map" if empty else ""
+    return Shown(f"runs in {runs}", headings, rows, caption)
 
 
 def list_command() -> typer.Typer:
