@@ -178,7 +178,7 @@ def _check_protocols(experiment: Experiment) -> None:
         )
     named = [rule for rule, part in experiment.protocols.items() if part.made.needs_names]
     unnamed = [name for name, part in experiment.segmenters.items() if not getattr(part.made, "names", False)]
-    if named and unnamed and not experiment.masks:
+    if named and len(unnamed) == len(experiment.segmenters) and not experiment.masks:
         say(
             f"the protocol {named[0]} reads labels as numbers of classes, and those of {', '.join(unnamed)} number "
             f"segments: its figures of them mean nothing (a segmenter of the kind naming gives names)"

@@ -239,6 +239,7 @@ def _wrong_with(model: Mapping[str, Any]) -> str:
     if not model["_target_"].endswith(".from_pretrained") or model["name"] in EMBEDDED:
         return ""
     try:
+        say(f"paper: looking for the model {model['name']}")
         kind_of(model["name"], model.get("revision"))
     except (UserError, OSError) as error:
         return str(error)

@@ -205,6 +205,8 @@ def open_run(
 def find_run(folder: Path, score_size: int | None = None) -> Run:
     """A run that is on disk.
 
+    score_size: pixels a side that its scores are of; None: as predicted, or the only size that it was scored at.
+
     Raises:
         UserError: the folder holds none.
     """
@@ -213,6 +215,9 @@ def find_run(folder: Path, score_size: int | None = None) -> Run:
     stored = _read_record(folder / "run.json")
     where, identity = stored["masks"], stored["identity"]
     masks = Masks(Path(where["folder"]), where["suffix"]) if where else None
+    scored = [path.stem.removeprefix("summary-") for path in folder.glob("summary*.json")]
+    if score_size is None and len(scored) == 1 and scored[0].isdecimal():
+        score_size = int(scored[0])
     return Run(folder, identity, tuple(identity["segmenters"]), score_size, masks)
 
 

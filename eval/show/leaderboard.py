@@ -49,7 +49,7 @@ class Entry:
         """What it was measured on, for people: name, part, number of images, size in pixels."""
         facts = self.summary["dataset"]
         part = f" ({facts['note']})" if facts["note"] else ""
-        return f"{facts['name']}, {len(self.images):,} images{part}, {self.summary['size']} px"
+        return f"{facts['name']}, {len(self.images):,} images{part}, {self.summary['size'] or 'whole'} px"
 
     @property
     def truth(self) -> str:
@@ -153,9 +153,22 @@ def boards_of(entries: Sequence[Entry], out: Path, protocols: Mapping[str, Proto
                 say(f"leaderboard: left out: the protocol {rule}, which is not one of {', '.join(rules)}")
                 continue
             counted = [e for e in alike if rules[rule].counts in ("pixels", *e.images.columns)]
+            if rules[rule].needs_names:
+                counted = [e for e in counted if _may_name(e.summary["segmenters"][e.method]["settings"])]
             if counted:
                 boards.append(_board(counted, rule, rules[rule], out))
     return boards
+
+
+def _may_name(settings: Mapping[str, Any]) -> bool:
+    """Whether labels made so may be numbers of classes: those of this project's methods are, where they name."""
+    target = str(settings.get("_target_", ""))
+    if not target.startswith("diffseg.methods."):
+        return True
+    inner = settings.get("of")
+    return target.endswith(".Naming") or (
+        isinstance(inner, Mapping) and target.endswith(".Refined") and _may_name(inner)
+    )
 
 
 def _board(entries: Sequence[Entry], rule: str, protocol: Protocol, out: Path) -> Board:

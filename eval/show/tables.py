@@ -247,8 +247,9 @@ def _settings(job: dict[str, Any]) -> dict[str, str]:
 
 
 def sweep_table(rows: pd.DataFrame) -> Shown:
-    """The rows of a sweep for people: in percent, settings by the last part of their name."""
+    """The rows of a sweep for people: in percent, settings by the last part of their name; of errors only that."""
     names = {"accuracy": "accuracy %", "miou": "mIoU %", "miou_low": "mIoU from", "miou_high": "to"}
+    rows = rows.assign(error=rows["error"].notna().map({True: "failed", False: ""})) if "error" in rows else rows
     columns = [c for c in rows if c != "run"]
     cells = [
         [_cell(row[c], 100 if c in names else 1, 1 if c in names or c == "segments" else None) for c in columns]
@@ -261,10 +262,10 @@ def sets_tables(jobs: Sequence[dict[str, Any]]) -> dict[str, Shown]:
     """Of a sweep over data sets, a table for each protocol: methods by data set, with the published rows of its tables.
 
     jobs: their summaries, as `sweep_rows` takes them. Cells are the protocol's headline, in percent; starred where the
-    run is of a part of the images. Published rows are those that are of several of these data sets.
+    run is of a part of the images. Published rows are those that are of several of these data sets, or of the only one.
     """
     done: dict[str, Any] = {job["dataset"]["name"]: job for job in jobs if "error" not in job and "dataset" in job}
-    if len(done) < 2:
+    if not done or len({_settings(job).get("dataset") for job in jobs}) < 2:
         return {}
     tables = {}
     for protocol in dict.fromkeys(name for job in done.values() for name in job["protocols"]):
@@ -284,7 +285,7 @@ def sets_tables(jobs: Sequence[dict[str, Any]]) -> dict[str, Shown]:
                 key = (known["method"] + refined, known["backbone"] or "", known["source"])
                 if known.get(metric) is not None:
                     published.setdefault(key, {})[data] = f"{known[metric]:.1f}"
-        rows |= {key: cells for key, cells in published.items() if len(cells) > 1}
+        rows |= {key: cells for key, cells in published.items() if len(cells) > 1 or len(done) == 1}
         headings = ["method", "model", "source", *(f"{data}, {job['images']:,}" for data, job in done.items())]
         cells = [[*key, *(found.get(data, "–") for data in done)] for key, found in rows.items()]  # noqa: RUF001
         headline = next(job["headlines"][protocol] for job in done.values() if protocol in job["headlines"])
@@ -315,7 +316,7 @@ def runs_table(runs: Path) -> Shown:
             if not run.masks and next(record.parent.glob("*/labels/**/*.png"), None) is None:
                 empty += 1
                 continue
-            rows.append([when, "", "", ", ".join(run.segmenters), "not scored", record.parent.name])
+            rows.append([when, "", "", _few(run.segmenters), "not scored", record.parent.name])
             continue
         except UserError as error:
             rows.append([when, "", "", str(error), "", record.parent.name])
@@ -330,10 +331,15 @@ def runs_table(runs: Path) -> Shown:
         if summary["protocol"] != "diffseg":
             result += f", {summary['protocol']}"
         model = summary["model"] or "label maps"
-        rows.append([when, f"{data['name']}, {summary['images']:,}", model, ", ".join(scores), result, run.name])
+        rows.append([when, f"{data['name']}, {summary['images']:,}", model, _few(list(scores)), result, run.name])
     headings = ["when", "data, images", "model", "methods, or what was varied", "accuracy / mIoU %", "folder"]
     caption = f"and {empty} that ended before the first label map" if empty else ""
     return Shown(f"runs in {runs}", headings, rows, caption)
+
+
+def _few(names: Sequence[str]) -> str:
+    """The names, or the first of many and how many more."""
+    return ", ".join(names) if len(names) <= 8 else f"{', '.join(names[:4])} and {len(names) - 4} more"
 
 
 def list_command() -> typer.Typer:
