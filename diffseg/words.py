@@ -56,7 +56,7 @@ def noun_tokens(tokenizer: Any, caption: str, nouns: Sequence[str]) -> list[list
         inside = [span for span in spans[noun.lower()] if span[1] <= end]
         if not inside:
             raise UserError(
-                f"the caption is too long: the noun {noun!r} lies beyond the {tokenizer.model_max_length} tokens that "
+                f"the prompt is too long: the noun {noun!r} lies beyond the {tokenizer.model_max_length} tokens that "
                 f"the text encoder reads"
             )
         found.append([i for i, start, stop in covered if any(start < b and stop > a for a, b in inside)])

@@ -71,12 +71,13 @@ class Outcome:
 
     @property
     def data(self) -> str:
-        """What it was run on: "scenes, 3 images", with the note on subsets."""
+        """What it was run on: "scenes, 3 images", with the note on subsets and another size than the paper's."""
         if not self.summaries:
             return ""
         summary = next(iter(self.summaries.values()))
         facts = summary["dataset"]
-        return f"{facts['name']}, {summary['images']:,} images" + (f" ({facts['note']})" if facts["note"] else "")
+        seen = "" if facts["size"] == _USUAL else f", seen at {facts['size']} pixels instead of {_USUAL}"
+        return f"{facts['name']}, {summary['images']:,} images{seen}" + (f" ({facts['note']})" if facts["note"] else "")
 
 
 # --- published beside measured ----------------------------------------------------------------------------------------
