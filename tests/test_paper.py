@@ -80,7 +80,7 @@ def test_the_page_stands_alone_and_says_what_it_is_not(whole):
     assert "url(http" not in page
     text = " ".join(re.sub(r"<[^>]+>", " ", page).split())
     for words in (
-        "Whether the paper reproduces is not answered here: this is mini on scenes, 2 images, seen at 256 pixels instead of 512.",
+        "Whether the paper reproduces is not answered here: this is mini on scenes, 2 images, seen at 256 pixels",
         "Generated scenes stand in for the data sets.",
         "Not to be compared: published on COCO-Stuff-27, 2,175 images of val2017",
         "There is no reference for these runs",
