@@ -25,6 +25,7 @@ class FusedBlock(ResnetBlock2D):
     """
 
     def forward(self, input_tensor: Tensor, temb: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
+        """[B, C', H, W] of input_tensor [B, C, H, W], with channels last, and the time step's embedding temb [B, T]."""
         if not self._can_be_fused(input_tensor):
             return super().forward(input_tensor, temb, *args, **kwargs)
         x = input_tensor.contiguous(memory_format=torch.channels_last)
