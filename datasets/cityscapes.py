@@ -52,10 +52,7 @@ class Cityscapes(Dataset):
     """
 
     classes: tuple[str, ...] = CLASSES
-    added: Mapping[str, object] = {
-        "classes": 27,
-        "prepare": "crop",
-    }  # what runs were made with before there was a choice
+    added: Mapping[str, object] = {**Dataset.added, "classes": 27}  # runs were made with it before there was a choice
 
     def __init__(
         self,

@@ -170,15 +170,22 @@ def _scales(
 
 
 @triton.jit
-def _scaled_silu(
-    x, scale, shift, out, positions, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr
-):  # fmt: skip
-    """out = silu(x * scale + shift). Grid: (tiles of positions, tiles of channels, B)."""
+def _tile(positions, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Of a program's tile: where it lies, what of it is inside, its channels, its image. Grid as of `_blocks`."""
     b = tl.program_id(2).to(tl.int64)
     position = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     channel = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = (position[:, None] < positions) & (channel[None, :] < channels)
     at = (b * positions + position[:, None]) * channels + channel[None, :]
+    return at, inside, channel, b
+
+
+@triton.jit
+def _scaled_silu(
+    x, scale, shift, out, positions, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):  # fmt: skip
+    """out = silu(x * scale + shift). Grid: (tiles of positions, tiles of channels, B)."""
+    at, inside, channel, b = _tile(positions, channels, ROWS, COLUMNS)
     factor = tl.load(scale + b * channels + channel, mask=channel < channels, other=0.0)
     added = tl.load(shift + b * channels + channel, mask=channel < channels, other=0.0)
     y = tl.load(x + at, mask=inside, other=0.0).to(tl.float32) * factor[None, :] + added[None, :]
@@ -190,11 +197,7 @@ def _sum_of(
     x, y, bias, out, positions, channels, factor, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):  # fmt: skip
     """out = (x + y + bias) * factor. Grid: (tiles of positions, tiles of channels, B)."""
-    b = tl.program_id(2).to(tl.int64)
-    position = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    channel = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    inside = (position[:, None] < positions) & (channel[None, :] < channels)
-    at = (b * positions + position[:, None]) * channels + channel[None, :]
+    at, inside, channel, _ = _tile(positions, channels, ROWS, COLUMNS)
     added = tl.load(bias + channel, mask=channel < channels, other=0.0).to(tl.float32)
     total = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
     total += tl.load(y + at, mask=inside, other=0.0).to(tl.float32) + added[None, :]

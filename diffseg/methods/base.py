@@ -100,7 +100,7 @@ def upsample_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def as_numpy(labels: Tensor) -> np.ndarray:
-    """Labels on any device as int32 [..., H, W]."""
+    """Labels, >= 0, on any device as int32 [..., H, W]."""
     if labels.is_cuda and labels.numel() and labels.max() < 256:  # a quarter of the way
         labels = labels.to(torch.uint8)
     return labels.cpu().to(torch.int32).numpy()

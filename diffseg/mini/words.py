@@ -4,8 +4,8 @@ A caption says which nouns belong to a picture, never where.
 
 A classifier learns which class each of the model's own regions is of, because a region must be one of the things that
 the caption names, and each of these must be some region. Its answers are what cross-attention then learns: to attend
-from a region to the tokens of its noun. Only cross-attention and the text encoder move, and what cross-attention gives
-is held where it was, under captions and under the empty prompt: segments, and what denoising does, stay as they are.
+from a region to the tokens of its noun. Only its queries and keys and the text encoder move, and what it gives is held
+where it was, under captions and under the empty prompt: segments, and what denoising does, stay as they are.
 """
 
 from __future__ import annotations
@@ -230,9 +230,8 @@ def train_words(
     channels, levels = [layer.to_q.in_features for layer in layers], list(map(_level, _cross_attention(unet)))
     for module in (unet, text):
         module.requires_grad_(False)
-    parameters = [weight for layer in layers for weight in (layer.to_q.weight, layer.to_k.weight)] + [
-        *text.parameters()
-    ]
+    parameters = [weight for layer in layers for weight in (layer.to_q.weight, layer.to_k.weight)]
+    parameters += text.parameters()
     for parameter in parameters:
         parameter.requires_grad_(True)
     optimiser = torch.optim.AdamW(parameters, recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
