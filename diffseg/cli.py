@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from diffseg import __version__
 from diffseg.errors import UserError, printable
-from diffseg.files import OUTPUTS, check_writable, write
+from diffseg.files import ATTENTION, OUTPUTS, check_writable, write
 from diffseg.options import (
     Anchors,
     Coco,
@@ -30,7 +30,6 @@ from diffseg.options import (
     Model,
     Opacity,
     Out,
-    Photos,
     Polygons,
     Refine,
     Revision,
@@ -48,7 +47,7 @@ if TYPE_CHECKING:
     from diffseg.semantic import LabelledSegmentation
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-_NAME_BYTES = 255 - max(map(len, OUTPUTS))  # file systems take names of 255 bytes
+_NAME_BYTES = 255 - max(map(len, (*OUTPUTS, ATTENTION)))  # file systems take names of 255 bytes
 
 
 def _version(asked: bool) -> None:
@@ -110,8 +109,11 @@ def segment(
 
 @app.command()
 def label(
-    photos: Photos,
+    photos: MaybePhotos = None,
     out: Out = Path("labels"),
+    demo: Annotated[
+        bool, typer.Option("--demo", help="Generated scenes, named by their own captions; drawn into the folder.")
+    ] = False,
     nouns: Annotated[str | None, typer.Option(help="What to look for: dog,grass,traffic light.")] = None,
     caption: Annotated[str | None, typer.Option(help="A sentence whose nouns to look for (needs spaCy).")] = None,
     captioner: Annotated[
@@ -134,32 +136,41 @@ def label(
     dtype: Dtype = None,
     size: Size = 512,
     opacity: Opacity = 0.5,
+    attention: Annotated[
+        bool, typer.Option("--attention", help="Also NAME.nouns.png: where each noun is attended to.")
+    ] = False,
     coco: Coco = None,
     label_studio: LabelStudio = None,
     polygons: Polygons = False,
 ) -> None:
     """Segments photos and names the segments by the nouns of a caption.
 
-    For each: NAME.labels.png (indices into the nouns), NAME.overlay.png and NAME.json (nouns, segments, settings).
+    For each: NAME.labels.png (indices into the nouns), NAME.overlay.png (a name that is unsure has a question mark)
+    and NAME.json (nouns, segments, settings).
     """
     with one_sentence():
         options = {"anchors": anchors, "iterations": iterations, "refine": refine, "size": size}
-        jobs = name_outputs(find_photos(photos))
+        words = _words_of_scenes(photos, out, (nouns, caption, captioner)) if demo else None
+        if not (photos or words):
+            raise UserError("no photos are given: name some, or folders of them, or try diffseg label --demo")
+        jobs = name_outputs(find_photos(words or photos or []))
         export = _exports(coco, label_studio, polygons, out, jobs, opacity)
         if sum(given is not None for given in (nouns, caption, captioner)) > 1:
             raise UserError("give only one of --nouns, --caption and --captioner")
-        from diffseg.semantic import check_voting
+        from diffseg.semantic import check_voting, warning
         from diffseg.semantic import label as label_photo
 
         check_voting(voting)
-        words = _words(nouns, caption, captioner, device)
+        words_of = _words(nouns, caption, captioner, device) if words is None else lambda photo, path: words[path]
         seg, settings = _load(out, model, revision, device, dtype, threshold, weights, timestep, options)
+        if doubt := warning(seg):
+            typer.echo(doubt, err=True)
         failed, records = process_files(
-            lambda photo, path: label_photo(seg, photo, *words(photo, path), settings, voting),
+            lambda photo, path: label_photo(seg, photo, *words_of(photo, path), settings, voting),
             jobs,
             out,
             model,
-            {"opacity": opacity},
+            {"opacity": opacity, "attention": attention},
         )
         export(records)
     if failed:
@@ -175,6 +186,18 @@ def _demo(photos: list[Path] | None) -> dict[Path, str]:
     return demo_photos()
 
 
+def _words_of_scenes(
+    photos: list[Path] | None, out: Path, words: tuple[str | None, ...]
+) -> dict[Path, tuple[tuple[str, ...], str]]:
+    """The scenes of label --demo, drawn into `out`, with their nouns and captions."""
+    if photos or any(given is not None for given in words):
+        raise UserError("--demo brings its own scenes and captions: leave out either it or yours")
+    from diffseg.demo import demo_scenes
+
+    check_writable(out, "choose another with --out")
+    return demo_scenes(out)
+
+
 def _exports(
     coco: Path | None, label_studio: Path | None, polygons: bool, out: Path, jobs: dict[str, Path], opacity: float
 ) -> Callable[[list[dict[str, Any]]], None]:
@@ -188,7 +211,7 @@ def _exports(
     if polygons and not asked:
         raise UserError("--polygons is for the files of --coco and --label-studio: give one of them, or leave it out")
     taken = {path.absolute() for path in jobs.values()}
-    taken |= {(out / f"{name}{suffix}").absolute() for name in jobs for suffix in OUTPUTS}
+    taken |= {(out / f"{name}{suffix}").absolute() for name in jobs for suffix in (*OUTPUTS, ATTENTION)}
     for option, path in asked.items():
         if path.absolute() in taken:
             raise UserError(f"{option} {path} is also the name of another file of this call: choose another")
@@ -280,7 +303,9 @@ def find_photos(paths: Iterable[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if _is_folder(path):
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.endswith(OUTPUTS))
+            inside = sorted(
+                p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.endswith((*OUTPUTS, ATTENTION))
+            )
             if not inside:
                 raise UserError(f"the folder {path} has no photos ({', '.join(sorted(SUFFIXES))}) directly in it")
             found += inside
