@@ -28,9 +28,10 @@ from diffseg.attention import Look, Observation
 from diffseg.backbones.base import EMBEDDED
 from diffseg.captions import CAPTIONER, Captioner, CaptionError, load_tagger, nouns_of
 from diffseg.cli import app
+from diffseg.datasets.coco_stuff import CLASSES
 from diffseg.datasets.scenes import TEST_SEED, Scenes, scene
 from diffseg.demo import SCENES
-from diffseg.eval.semantic import BOUND, CONTROL, named, score
+from diffseg.eval.semantic import BOUND, CONTROL, NamedPhotos, named, score
 from diffseg.images import write_names
 from diffseg.observed import Batch
 from diffseg.segmenter import Segmentation, Settings
@@ -581,3 +582,18 @@ def test_the_evaluation_in_a_real_process(tmp_path):
     for words in ("mini on 1 generated scenes", "majority", "mIoU", CONTROL):
         assert words in ran.stdout
     assert set(json.loads((tmp_path / "out.json").read_text())["naming"]) == {"mean", "majority", CONTROL, BOUND}
+
+
+def test_the_words_of_a_photo_are_the_fine_names_of_what_covers_a_hundredth_of_it(tmp_path):
+    """Left half dog (17), right half brick wall (170), above it less than a hundredth of person (0)."""
+    values = np.full((100, 100), 17, np.uint8)
+    values[:, 50:] = 170
+    values[:9, 91:] = 0
+    values[50:, :10] = 255
+    for folder, image in (("val2017", np.zeros((100, 100, 3), np.uint8)), ("stuffthingmaps/val2017", values)):
+        (tmp_path / folder).mkdir(parents=True)
+        suffix = "jpg" if image.ndim == 3 else "png"
+        Image.fromarray(image).save(tmp_path / folder / f"000000000001.{suffix}")
+    words = NamedPhotos(tmp_path, split="all", size=100).words("000000000001", "captions")
+    names = [CLASSES[index] for _, index in words.nouns]
+    assert (words.text, names) == ("a photo of brick wall and dog", ["wall-stuff", "animal-things"])
