@@ -200,7 +200,8 @@ class Explorer:
         made = self.segmentation(threshold, anchors, iterations, weights, refine)
         scores = vote(made.labels, noun_maps(self._cross, self._tokens, self._size), voting)
         merged = scores.argmax(1).astype(np.int32)[made.labels]
-        return LabelledSegmentation(merged, self.nouns, scores, made, self.caption, voting)
+        attention = np.stack(list(noun_maps(self._cross, self._tokens, max(self._cross))))
+        return LabelledSegmentation(merged, self.nouns, scores, made, self.caption, voting, attention)
 
     def names(
         self,
