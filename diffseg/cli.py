@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -175,6 +176,29 @@ def label(
         export(records)
     if failed:
         raise typer.Exit(1)
+
+
+@app.command()
+def web(
+    model: Annotated[list[str], typer.Option(help="As for segment; several can be chosen from on the page.")] = [  # noqa: B006
+        "mini"
+    ],
+    host: Annotated[
+        str, typer.Option(help="127.0.0.1: this machine alone; 0.0.0.0: whoever can reach it.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0: any that is free.")] = 7860,
+    device: Device = "auto",
+    dtype: Dtype = None,
+    size: Size = 512,
+    keep: Annotated[int, typer.Option(min=1, help="Photos whose attention is kept in memory, 150 MB each.")] = 4,
+) -> None:
+    """A page to try photos on in the browser (needs gradio: pip install "diffseg[web]")."""
+    with one_sentence():
+        if find_spec("gradio") is None:
+            raise UserError('the page needs gradio: pip install "diffseg[web]"')
+        from diffseg.web import serve
+
+        serve(model, host, port, device, dtype, keep, size)
 
 
 def _demo(photos: list[Path] | None) -> dict[Path, str]:

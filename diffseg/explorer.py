@@ -62,8 +62,9 @@ class Explorer:
     >>> explorer.overlay(0.5).save("fine.png")
     >>> explorer.attention_at(120, 80).aggregated
 
-    image: the photo, uint8 [H, W, 3]. source: its file; None: it was none. sizes: (h, w) of the attention maps, finest
-    first. nouns, caption: what segments may be called, and the prompt; () and None where no nouns were given.
+    image: the photo, uint8 [H, W, 3]. observed: what other methods of `diffseg.methods` segment. source: its file;
+    None: it was none. sizes: (h, w) of the attention maps, finest first. nouns, caption: what segments may be called,
+    and the prompt; () and None where no nouns were given.
 
     Args:
         seg: the model. image: PIL image, uint8 [H, W, 3], or a file. nouns: what segments may be called; with them,
@@ -94,7 +95,8 @@ class Explorer:
         self._look = seg.settings(timestep=timestep, size=size)
         self.image = load_image(image)
 
-        seen = seg.observe_as(self.image, self._look, self.caption).batch.seen()
+        self.observed = seg.observe_as(self.image, self._look, self.caption)
+        seen = self.observed.batch.seen()
         maps = dict(sorted(seen.self_attention.items(), key=lambda item: -item[0][0] * item[0][1]))
         self._maps, self._cross, self._tokens = maps, seen.cross_attention, tokens
         self.sizes = list(maps)

@@ -65,10 +65,12 @@ class LabelledSegmentation:
 
     def overlay(self, opacity: float = 0.5) -> Image.Image:
         """The photo with its segments in colour (opacity 0..1), outlined, each with its name; unsure: with "?"."""
-        names = list(self.nouns)
-        for named in self.named():
-            names[named["id"]] += "?" * named["unsure"]
-        return write_names(overlay(self.segmentation.image, self.labels, opacity), self.labels, names)
+        return write_names(overlay(self.segmentation.image, self.labels, opacity), self.labels, self.titles())
+
+    def titles(self) -> list[str]:
+        """What is written on each noun's segment: the noun, where it is unsure with a question mark."""
+        unsure = {name["id"] for name in self.named() if name["unsure"]}
+        return [noun + "?" * (index in unsure) for index, noun in enumerate(self.nouns)]
 
     def sheet(self, side: int = 320) -> Image.Image:
         """The photo, its named segments, and the attention that each noun gets, side by side.
