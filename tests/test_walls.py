@@ -199,7 +199,7 @@ EXPECTED = {
     "cli.py": {
         "words": ["CaptionError"],
         "_numbers": ["ValueError"],  # of float(text), see below
-        "process_files": ["ImageError"],
+        "each_photo": ["ImageError"],
     },
     "eval/evaluation.py": {"evaluate_part": [MENDABLE], "_counts": ["DataError"], "_score": ["DataError"]},
     "eval/paper.py": {  # one step that cannot be done, or fails, is told and takes no other with it
