@@ -202,7 +202,9 @@ def explore(
         if pages:
             write(out, page_of(list(pages.values()), model, settings, opacity))
             megabytes = f"{out.stat().st_size / 1e6:.1f} MB"
-            typer.echo(f"{_photos(len(pages))} in {seconds:.1f} s -> {printable(out)} ({megabytes}): open it in a browser")
+            typer.echo(
+                f"{_photos(len(pages))} in {seconds:.1f} s -> {printable(out)} ({megabytes}): open it in a browser"
+            )
         tell_failed(failed, "explored")
     if failed:
         raise typer.Exit(1)
@@ -468,7 +470,7 @@ def each_photo(
 
 
 def tell_failed(failed: dict[Path, str], done: str) -> None:
-    """Names the photos that could not be ... as one line on stderr."""
+    """Names the photos that failed in one line on stderr. done: what could not be done to them."""
     if failed:
         typer.echo(f"{len(failed)} could not be {done}: {', '.join(map(printable, failed))}", err=True)
 

@@ -36,7 +36,7 @@ def opened(page: Path, width: int = 1280, height: int = 800, dark: bool = False)
     to_browser, commands = os.pipe()
     answers, from_browser = os.pipe()
 
-    with tempfile.TemporaryDirectory() as profile:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         command = [program, "--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe"]
         command += [f"--user-data-dir={profile}", f"--window-size={width},{height}", "--hide-scrollbars", "about:blank"]
         pipes = [str(to_browser), str(from_browser)]

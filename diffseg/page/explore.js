@@ -4,7 +4,8 @@
   const $ = (id) => document.getElementById(id);
   const photos = [...document.querySelectorAll("script.photo")].map((block) => JSON.parse(block.textContent));
   const STEPS = Number(document.body.dataset.steps);
-  const INSET = 10; // px from the chart's sides to the slider's ends: half a thumb
+  const INSET = 10; // px from the slider's ends to its extreme values: half a thumb
+  const MARGIN = 22; // px on the right of chart and slider, for numbers
   const state = { photo: 0, tau: 0, level: 0, point: { u: 0.5, v: 0.5 }, hover: null, pinned: false };
   let now = null; // what is decoded of the photo
 
@@ -168,7 +169,7 @@
   }
 
   function chartScales() {
-    const width = $("chart").clientWidth || 320, height = $("chart").clientHeight || 150, { photo } = now;
+    const width = ($("chart").clientWidth || 320) - MARGIN, height = $("chart").clientHeight || 150, { photo } = now;
     const last = Math.max(photo.thresholds.length - 1, 1), most = Math.max(...photo.counts, 2), floor = height - 20;
     const x = (i) => INSET + (i / last) * (width - 2 * INSET);
     const y = (count) => floor - 8 - (Math.log(count) / Math.log(most)) * (floor - 18);
@@ -189,7 +190,7 @@
     chart.append(svg("line", { class: "rule", x1: INSET, x2: width - INSET, y1: floor, y2: floor }));
     for (const count of [1, 2, 5, 10, 20, 50, 100, 200].filter((c) => c <= most)) {
       chart.append(svg("line", { class: "rule", x1: INSET, x2: width - INSET, y1: y(count), y2: y(count), opacity: 0.6 }));
-      chart.append(svg("text", { x: width - INSET, y: y(count) - 3, "text-anchor": "end" }, count));
+      chart.append(svg("text", { x: width + MARGIN, y: y(count) + 4, "text-anchor": "end" }, count));
     }
     const taus = photo.thresholds;
     for (const tau of [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30].filter((t) => t >= taus[0] && t <= taus.at(-1))) {
@@ -383,8 +384,8 @@
     now = ready;
     const { h, w } = now;
     Object.assign($("picture"), { src: photo.picture, alt: photo.name });
-    Object.assign($("stage").style, { aspectRatio: `${w} / ${h}`, maxWidth: `calc(84vh * ${w} / ${h})` });
-    document.querySelector(".caption").style.maxWidth = $("stage").style.maxWidth;
+    $("stage").style.aspectRatio = `${w} / ${h}`;
+    for (const id of ["stage", "where", "credit"]) $(id).style.maxWidth = `calc(var(--tall) * ${w} / ${h})`;
     for (const id of ["tint", "lines"]) Object.assign($(id), { width: w, height: h });
     Object.assign(now, { tint: new ImageData(w, h), edges: new ImageData(w, h) });
     $("tau").max = photo.counts.length - 1;

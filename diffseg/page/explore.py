@@ -142,7 +142,9 @@ def _levels(explorer: Explorer, settings: Settings) -> list[Level]:
 
 def _level(maps: np.ndarray, size: Size, share: float) -> Level:
     """maps: float32 [h, w, h, w]."""
-    stride = next(s for s in range(1, max(size) + 1) if math.prod(map(len, places(size, s))) * math.prod(size) <= _ENTRIES)
+    stride = next(
+        s for s in range(1, max(size) + 1) if math.prod(map(len, places(size, s))) * math.prod(size) <= _ENTRIES
+    )
     rows, columns = places(size, stride)
     steps, peaks = in_steps(maps[np.ix_(rows, columns)].reshape(-1, *size))
     return {
