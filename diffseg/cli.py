@@ -172,7 +172,9 @@ def explore(
     nouns: Nouns = None,
     model: Model = "mini",
     revision: Revision = None,
-    threshold: Threshold = None,
+    threshold: Annotated[
+        str | None, typer.Option(help="tau in nats that the slider starts at. (default: the model's own)")
+    ] = None,
     anchors: Anchors = 16,
     iterations: Iterations = None,
     weights: Weights = None,
@@ -182,8 +184,10 @@ def explore(
     size: Size = 512,
     opacity: Opacity = 0.5,
 ) -> None:
-    """Photos on one page to explore in a browser: a slider for the threshold (it starts at --threshold), and the
-    attention of any point. The page needs no server and no network, and is about a megabyte a photo."""
+    """Writes a page to explore photos with, in a browser: a slider for the threshold, and the attention of any point.
+
+    The page needs no server and no network; it takes 1 to 1.5 MB a photo.
+    """
     with one_sentence():
         options = {"anchors": anchors, "iterations": iterations, "size": size}
         credits = _demo(photos) if demo else {}

@@ -192,10 +192,13 @@
       chart.append(svg("line", { class: "rule", x1: INSET, x2: width - INSET, y1: y(count), y2: y(count), opacity: 0.6 }));
       chart.append(svg("text", { x: width + MARGIN, y: y(count) + 4, "text-anchor": "end" }, count));
     }
-    const taus = photo.thresholds;
-    for (const tau of [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30].filter((t) => t >= taus[0] && t <= taus.at(-1))) {
-      const at = Math.min(Math.max(x(indexOf(tau)), 16), width - 16);
+    const taus = photo.thresholds, marks = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30];
+    let free = 0; // where the last number ends
+    for (const tau of marks.filter((t) => t >= taus[0] && t <= taus.at(-1))) {
+      const at = x(indexOf(tau));
+      if (at < free) continue;
       chart.append(svg("text", { x: at, y: floor + 15, "text-anchor": "middle" }, tau));
+      free = at + 36;
     }
     const path = photo.counts.map((count, i) => (i ? `V${y(count)}H${x(i)}` : `M${x(0)} ${y(count)}`)).join("");
     chart.append(svg("path", { class: "curve", d: path }));
@@ -392,8 +395,8 @@
     $("credit").textContent = [photo.name, photo.credit].filter(Boolean).join(": ");
     document.querySelectorAll("#picker button").forEach((b, i) => b.setAttribute("aria-pressed", String(i === chosen)));
     Object.assign(state, { tau: photo.start, point: { u: 0.5, v: 0.5 }, hover: null, pinned: false });
-    state.level = Math.min(state.level, photo.levels.length);
     fillTiles();
+    state.level = Math.min(state.level, document.querySelectorAll("#tiles button").length - 1);
     tellFacts(photo);
     drawChart();
     redraw("threshold", "point");

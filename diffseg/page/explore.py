@@ -1,6 +1,6 @@
 """Photos as one page of HTML: what an `Explorer` knows of each, packed so that a browser alone can show it.
 
-A photo is about a megabyte: the photo, a label map for each of some forty thresholds, and attention maps in sixteen
+A photo takes 1 to 1.5 MB: the photo, a label map for each of some forty thresholds, and attention maps in sixteen
 steps. The page loads nothing, and its Content-Security-Policy forbids it to.
 """
 
