@@ -158,6 +158,13 @@ def test_the_base_of_methods_needs_none_of_them():
     assert not all_behind("methods/base.py") & set(METHODS)
 
 
+def test_the_explorer_knows_no_interface():
+    behind = all_behind("explorer.py")
+    assert not {path for path in behind if path in ("cli.py", "options.py", "web.py") or path.startswith("page/")}
+    used = {name.partition(".")[0] for path in {"explorer.py", *behind} for name in imports(path)}
+    assert not {"typer", "jinja2", "gradio"} & used
+
+
 # --- folders and start ------------------------------------------------------------------------------------------------
 
 

@@ -59,7 +59,8 @@
     const [h, w] = level.size;
     const i = nearest(level.rows, Math.floor(v * h)), j = nearest(level.columns, Math.floor(u * w));
     const index = i * level.columns.length + j;
-    const values = Float32Array.from(level.steps.subarray(index * h * w, (index + 1) * h * w), (s) => (s / STEPS) ** 2 * level.peaks[index]);
+    const values = new Float32Array(h * w), first = index * h * w;
+    for (let k = 0; k < values.length; k++) values[k] = (level.steps[first + k] / STEPS) ** 2 * level.peaks[index];
     return { values, size: level.size, row: level.rows[i], column: level.columns[j] };
   }
 
@@ -99,7 +100,9 @@
   function paint(canvas, { values, size: [h, w] }) {
     if (canvas.width !== w || canvas.height !== h) Object.assign(canvas, { width: w, height: h });
     const context = canvas.getContext("2d"), picture = context.createImageData(w, h);
-    const out = new Uint32Array(picture.data.buffer), peak = values.reduce((a, b) => Math.max(a, b), 1e-30);
+    const out = new Uint32Array(picture.data.buffer);
+    let peak = 1e-30;
+    for (let k = 0; k < values.length; k++) if (values[k] > peak) peak = values[k];
     for (let k = 0; k < out.length; k++) out[k] = RAMP[Math.round(Math.sqrt(values[k] / peak) * 255)];
     context.putImageData(picture, 0, 0);
   }
@@ -121,10 +124,9 @@
     const labels = now.labels[state.tau], { h, w } = now, out = new Uint32Array(now.edges.data.buffer).fill(0);
     const thick = Math.max(1, Math.round(Math.max(h, w) / 400));
     for (let step = 1; step <= thick; step++) {
-      for (let y = 0, k = 0; y < h; y++) {
-        for (let x = 0; x < w; x++, k++) {
-          if ((x >= step && labels[k] !== labels[k - step]) || (y >= step && labels[k] !== labels[k - step * w])) out[k] = 0xffffffff;
-        }
+      for (let k = step * w; k < out.length; k++) if (labels[k] !== labels[k - step * w]) out[k] = 0xffffffff;
+      for (let y = 0; y < h; y++) {
+        for (let x = step, k = y * w + step; x < w; x++, k++) if (labels[k] !== labels[k - step]) out[k] = 0xffffffff;
       }
     }
     $("lines").getContext("2d").putImageData(now.edges, 0, 0);
