@@ -1,4 +1,4 @@
-"""The command line: `diffseg segment PHOTO...` and `diffseg label PHOTO...`."""
+"""The command line: `diffseg segment PHOTO...`, `diffseg label PHOTO...` and `diffseg explore PHOTO...`."""
 
 from __future__ import annotations
 
@@ -23,12 +23,14 @@ from diffseg.files import ATTENTION, OUTPUTS, check_writable, write
 from diffseg.options import (
     Anchors,
     Coco,
+    Demo,
     Device,
     Dtype,
     Iterations,
     LabelStudio,
     MaybePhotos,
     Model,
+    Nouns,
     Opacity,
     Out,
     Polygons,
@@ -70,9 +72,7 @@ def _main(
 def segment(
     photos: MaybePhotos = None,
     out: Out = Path("segments"),
-    demo: Annotated[
-        bool, typer.Option("--demo", help="Three photos that scikit-learn and matplotlib brought along.")
-    ] = False,
+    demo: Demo = False,
     model: Model = "mini",
     revision: Revision = None,
     threshold: Threshold = None,
@@ -94,9 +94,7 @@ def segment(
     with one_sentence():
         options = {"anchors": anchors, "iterations": iterations, "refine": refine, "size": size}
         credits = _demo(photos) if demo else {}
-        if not (photos or credits):
-            raise UserError("no photos are given: name some, or folders of them, or try diffseg segment --demo")
-        jobs = name_outputs(find_photos(credits or photos or []))
+        jobs = name_outputs(find_photos(_given(photos, credits, "segment")))
         export = _exports(coco, label_studio, polygons, out, jobs, opacity)
         seg, settings = _load(out, model, revision, device, dtype, threshold, weights, timestep, options)
         drawing = {"opacity": opacity, "numbers": numbers}
@@ -115,7 +113,7 @@ def label(
     demo: Annotated[
         bool, typer.Option("--demo", help="Generated scenes, named by their own captions; drawn into the folder.")
     ] = False,
-    nouns: Annotated[str | None, typer.Option(help="What to look for: dog,grass,traffic light.")] = None,
+    nouns: Nouns = None,
     caption: Annotated[str | None, typer.Option(help="A sentence whose nouns to look for (needs spaCy).")] = None,
     captioner: Annotated[
         str | None,
@@ -152,9 +150,7 @@ def label(
     with one_sentence():
         options = {"anchors": anchors, "iterations": iterations, "refine": refine, "size": size}
         words = _words_of_scenes(photos, out, (nouns, caption, captioner)) if demo else None
-        if not (photos or words):
-            raise UserError("no photos are given: name some, or folders of them, or try diffseg label --demo")
-        jobs = name_outputs(find_photos(words or photos or []))
+        jobs = name_outputs(find_photos(_given(photos, words or {}, "label")))
         export = _exports(coco, label_studio, polygons, out, jobs, opacity)
         if sum(given is not None for given in (nouns, caption, captioner)) > 1:
             raise UserError("give only one of --nouns, --caption and --captioner")
@@ -199,6 +195,84 @@ def web(
         from diffseg.web import serve
 
         serve(model, host, port, device, dtype, keep, size)
+
+
+@app.command()
+def explore(
+    photos: MaybePhotos = None,
+    out: Annotated[Path, typer.Option(help="The page.")] = Path("explore.html"),
+    demo: Demo = False,
+    nouns: Nouns = None,
+    model: Model = "mini",
+    revision: Revision = None,
+    threshold: Annotated[
+        str | None, typer.Option(help="tau in nats that the slider starts at. (default: the model's own)")
+    ] = None,
+    anchors: Anchors = 16,
+    iterations: Iterations = None,
+    weights: Weights = None,
+    timestep: Timestep = None,
+    device: Device = "auto",
+    dtype: Dtype = None,
+    size: Size = 512,
+    opacity: Opacity = 0.5,
+) -> None:
+    """Writes a page to explore photos with, in a browser: a slider for the threshold, and the attention of any point.
+
+    The page needs no server and no network; it takes 1 to 1.5 MB a photo.
+    """
+    with one_sentence():
+        options = {"anchors": anchors, "iterations": iterations, "size": size}
+        credits = _demo(photos) if demo else {}
+        jobs = name_outputs(find_photos(_given(photos, credits, "explore")))
+        listed = _page_options(out, threshold, nouns, opacity, jobs)
+        seg, settings = _load(out.parent, model, revision, device, dtype, threshold, weights, timestep, options)
+        from diffseg.page.explore import page_of, photo_data
+
+        pages: dict[str, Any] = {}
+
+        def look(image: np.ndarray, photo: Path, name: str) -> None:
+            explorer = seg.explore(image, listed, timestep=settings.timestep, size=settings.size)
+            pages[name] = photo_data(explorer, settings, photo.name, credits.get(photo, ""))
+
+        failed, seconds = each_photo(look, jobs, "looking at", model)
+        if pages:
+            write(out, page_of(list(pages.values()), model, settings, opacity))
+            megabytes = f"{out.stat().st_size / 1e6:.1f} MB"
+            typer.echo(
+                f"{_photos(len(pages))} in {seconds:.1f} s -> {printable(out)} ({megabytes}): open it in a browser"
+            )
+        tell_failed(failed, "explored")
+    if failed:
+        raise typer.Exit(1)
+
+
+def _page_options(
+    out: Path, threshold: str | None, nouns: str | None, opacity: float, jobs: dict[str, Path]
+) -> tuple[str, ...] | None:
+    """The nouns; what is wrong with the options of a page is found before any work."""
+    from diffseg.images import check_opacity
+    from diffseg.words import distinct
+
+    check_opacity(opacity)
+    if threshold is not None and len(_numbers("--threshold", threshold)) > 1:
+        raise UserError("explore takes one --threshold, for all iterations: its slider moves it")
+    if out.absolute() in {path.absolute() for path in jobs.values()}:
+        raise UserError(f"--out {out} is also one of the photos: choose another")
+    if _is_folder(out):
+        raise UserError(f"--out {out} is a folder: give a file, such as {out / 'explore.html'}")
+    return None if nouns is None else distinct(nouns.split(","))
+
+
+def _given(photos: list[Path] | None, demo: Iterable[Path], command: str) -> list[Path]:
+    """The photos that a command is given, or those of --demo."""
+    if not (photos or demo):
+        raise UserError(f"no photos are given: name some, or folders of them, or try diffseg {command} --demo")
+    return list(demo or photos or [])
+
+
+def _photos(count: int) -> str:
+    return f"{count} photo{'s' * (count != 1)}"
 
 
 def _demo(photos: list[Path] | None) -> dict[Path, str]:
@@ -397,36 +471,59 @@ def process_files(
     Raises:
         UserError: a setting that does not fit the model. OSError: a result cannot be written.
     """
-    from diffseg.images import ImageError, load_image
     from diffseg.outputs import write_results
 
-    failed: dict[Path, str] = {}
     records: list[dict[str, Any]] = []
-    segments, start, screen = 0, time.perf_counter(), Console(stderr=True)
+    segments = 0
+
+    def work(image: np.ndarray, photo: Path, name: str) -> None:
+        nonlocal segments
+        made = make(image, photo)
+        records.append(write_results(made, out / name, photo, **drawing))
+        segments += len(made)
+
+    failed, seconds = each_photo(work, jobs, "segmenting", model)
+    if records:
+        each = f"{seconds / len(records):.1f} s each"
+        typer.echo(f"{_photos(len(records))}, {segments} segments in {seconds:.1f} s ({each}) -> {printable(out)}")
+    tell_failed(failed, "segmented")
+    return failed, records
+
+
+def each_photo(
+    work: Callable[[np.ndarray, Path, str], None], jobs: dict[str, Path], doing: str, model: str
+) -> tuple[dict[Path, str], float]:
+    """Works on one photo after the other, with progress; one that cannot be used is told, and skipped.
+
+    Args:
+        work: (photo uint8 [H, W, 3], its path, its result name). jobs: {result name: photo}. doing: as a word.
+
+    Returns:
+        {photo: what was wrong with it}, and the seconds it took.
+    """
+    from diffseg.images import ImageError, load_image
+
+    failed: dict[Path, str] = {}
+    start, screen = time.perf_counter(), Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    typer.echo(f"segmenting {len(jobs)} photo{'s' * (len(jobs) != 1)} with {model}", err=True)
+    typer.echo(f"{doing} {_photos(len(jobs))} with {model}", err=True)
     with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress:
-        task = progress.add_task("segmenting", total=len(jobs))
+        task = progress.add_task(doing, total=len(jobs))
         for name, photo in jobs.items():
             progress.update(task, description=printable(photo.name))
             try:
-                made = make(load_image(photo), photo)
+                work(load_image(photo), photo, name)
             except ImageError as error:
                 failed[photo] = str(error)
                 progress.console.print(f"skipped {error}", style="red", highlight=False, soft_wrap=True, markup=False)
-            else:
-                records.append(write_results(made, out / name, photo, **drawing))
-                segments += len(made)
             progress.advance(task)
-    seconds, done = time.perf_counter() - start, len(jobs) - len(failed)
-    if done:
-        each = f"{seconds / done:.1f} s each"
-        typer.echo(
-            f"{done} photo{'s' * (done != 1)}, {segments} segments in {seconds:.1f} s ({each}) -> {printable(out)}"
-        )
+    return failed, time.perf_counter() - start
+
+
+def tell_failed(failed: dict[Path, str], done: str) -> None:
+    """Names the photos that failed in one line on stderr. done: what could not be done to them."""
     if failed:
-        typer.echo(f"{len(failed)} could not be segmented: {', '.join(map(printable, failed))}", err=True)
-    return failed, records
+        typer.echo(f"{len(failed)} could not be {done}: {', '.join(map(printable, failed))}", err=True)
 
 
 if __name__ == "__main__":

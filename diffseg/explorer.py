@@ -11,6 +11,7 @@ no longer be those of a plain call.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -197,13 +198,26 @@ class Explorer:
         Raises:
             UserError: the photo was looked at without nouns; as `segmentation`; no such voting.
         """
-        if self.caption is None:
-            raise UserError("there are no names: explore the photo with nouns")
         made = self.segmentation(threshold, anchors, iterations, weights, refine)
-        scores = vote(made.labels, noun_maps(self._cross, self._tokens, self._size), voting)
+        scores, caption = self.scores_of(made.labels, voting), str(self.caption)
         merged = scores.argmax(1).astype(np.int32)[made.labels]
         attention = np.stack(list(noun_maps(self._cross, self._tokens, max(self._cross))))
-        return LabelledSegmentation(merged, self.nouns, scores, made, self.caption, voting, attention)
+        return LabelledSegmentation(merged, self.nouns, scores, made, caption, voting, attention)
+
+    @torch.no_grad()
+    def scores_of(self, labels: np.ndarray, voting: str = "mean") -> np.ndarray:
+        """How much each segment is of each noun, float32 [K, nouns]; see `diffseg.methods.naming.vote`.
+
+        Args:
+            labels: int [H, W] of any size, 0..K-1, each of which occurs.
+
+        Raises:
+            UserError: the photo was looked at without nouns; no such voting.
+        """
+        if self.caption is None:
+            raise UserError("there are no names: explore the photo with nouns")
+        size = labels.shape[0], labels.shape[1]
+        return vote(labels, noun_maps(self._cross, self._tokens, size), voting)
 
     def names(
         self,
@@ -239,9 +253,13 @@ class Explorer:
             (h, w): maps[0, row * w + column].view(h, w).float().cpu().numpy().copy()
             for ((h, w), maps), (row, column) in zip(self._maps.items(), positions.values(), strict=True)
         }
-        whole = self._attention(None if weights is None else tuple(map(float, weights)))
+        whole = self._attention(_floats(weights))
         row, column = positions[self.sizes[0]]
         return PointAttention(levels, whole[row, column].float().cpu().numpy().copy(), positions)
+
+    def maps_of(self, size: Size) -> np.ndarray:
+        """The maps of all positions at one of `sizes`: float32 [h, w, h, w], each [i, j] sums to 1."""
+        return self._maps[size][0].view(*size, *size).float().cpu().numpy()
 
     @torch.no_grad()
     def distances(self, anchors: int = 16, weights: Sequence[float] | None = None) -> np.ndarray:
@@ -251,7 +269,7 @@ class Explorer:
         """
         h, w = self.sizes[0]
         grid = anchor_grid(anchors, (h, w))
-        whole = self._distances(None if weights is None else tuple(map(float, weights)), anchors)
+        whole = self._distances(_floats(weights), anchors)
         between = whole[:, (grid[:, 0] * w + grid[:, 1]).to(whole.device)]
         rows, columns = torch.triu_indices(len(grid), len(grid), offset=1)
         return between[rows, columns].float().sort().values.cpu().numpy()
@@ -275,7 +293,7 @@ class Explorer:
         """
         rest = (anchors, iterations, weights, refine)
         taus = self.thresholds(24, 64, *rest) if thresholds is None else tuple(sorted(map(float, thresholds)))
-        return Curve(taus, tuple(self._count(tau, *rest) for tau in taus))
+        return Curve(taus, tuple(self._count(tau, rest, self._size) for tau in taus))
 
     def thresholds(
         self,
@@ -289,32 +307,33 @@ class Explorer:
         """Thresholds worth a slider: from about `most` segments to one, evenly spaced in their logarithm, ascending.
 
         Args:
-            count: how many, besides the model's own default, which is among them. The rest as for `segmentation`.
+            count: how many, besides the model's own default, which is among them. most: segments at the least
+                threshold, about. The rest as for `segmentation`.
         """
         rest = (anchors, iterations, weights, refine)
         default = self.settings().threshold[0]
-        farthest = max(float(self._distances(self.settings(None, *rest).weights, anchors).max()), default) * 1.01
-        nearest = min(float(np.quantile(self.distances(anchors, weights), 0.001)) if anchors > 1 else default, default)
-        nearest = max(nearest, farthest * 1e-4)
-        low = self._crossing(nearest, farthest, most, rest)[1]
-        high = self._crossing(low, farthest, 1, rest)[1]
-        taus = {float(f"{tau:.3g}") for tau in np.geomspace(low, high * 1.1, count)}
+        farthest = _rounded(1.01 * max(default, float(self._distances(_floats(weights), anchors).max())))
+        nearest = float(np.quantile(self.distances(anchors, weights), 0.001)) if anchors > 1 else default
+        nearest = max(min(nearest, default), farthest * 1e-4)
+        low = self._crossing(nearest, farthest, most, rest)
+        high = self._crossing(low, farthest, 1, rest)
+        taus = {_rounded(tau) for tau in np.geomspace(low, high, count)}
         return tuple(sorted(taus | {default}))
 
-    def _crossing(self, low: float, high: float, most: int, rest: tuple) -> tuple[float, float]:
-        """Two neighbouring thresholds between `low` and `high`, the upper of which gives at most `most` segments."""
+    def _crossing(self, low: float, high: float, most: int, rest: tuple) -> float:
+        """About the least threshold between two that gives at most `most` segments; `high` must."""
         for _ in range(_BISECTIONS):
-            middle = float(np.sqrt(low * high))
-            if self._count(middle, *rest) > most:
+            middle = _rounded(math.sqrt(low * high))
+            if self._count(middle, rest, self.sizes[0]) > most:  # at the maps' size: quick, whatever the photo's
                 low = middle
             else:
                 high = middle
-        return low, high
+        return high
 
     @torch.no_grad()
-    def _count(self, threshold: float, *rest) -> int:
-        """The number of segments, as `segmentation` would have it."""
-        return int(labels_of(self._proposals(self.settings(threshold, *rest)), self._size)[0].max()) + 1
+    def _count(self, threshold: float, rest: tuple, size: Size) -> int:
+        """The number of segments that have a pixel at a size (H, W)."""
+        return int(labels_of(self._proposals(self.settings(threshold, *rest)), size)[0].max()) + 1
 
     # --- memory -------------------------------------------------------------------------------------------------------
 
@@ -326,6 +345,15 @@ class Explorer:
     @property
     def _size(self) -> Size:
         return self.image.shape[0], self.image.shape[1]
+
+
+def _floats(weights: Sequence[float] | None) -> tuple[float, ...] | None:
+    return None if weights is None else tuple(map(float, weights))
+
+
+def _rounded(threshold: float) -> float:
+    """To three digits, as a slider shows it."""
+    return float(f"{threshold:.3g}")
 
 
 def _merged(settings: Settings, attention, distances) -> Tensor:

@@ -13,6 +13,8 @@ from diffseg.errors import UserError, printable
 
 Photos = Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.", show_default=False)]
 MaybePhotos = Annotated[list[Path] | None, typer.Argument(help="Photos, or folders of photos.", show_default=False)]
+Demo = Annotated[bool, typer.Option("--demo", help="Three photos that scikit-learn and matplotlib brought along.")]
+Nouns = Annotated[str | None, typer.Option(help="What to look for: dog,grass,traffic light.")]
 Coco = Annotated[
     Path | None,
     typer.Option(help="One COCO file for all photos: annotations.json. Segments as RLE, or with --polygons."),

@@ -32,7 +32,17 @@ _FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--remote-debugging-pipe", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-extensions", "--disable-dev-shm-usage",
 )  # fmt: skip
-_KEYS = {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Escape": 27, "Enter": 13, "Tab": 9}
+_KEYS = {
+    "ArrowLeft": 37,
+    "ArrowUp": 38,
+    "ArrowRight": 39,
+    "ArrowDown": 40,
+    "Escape": 27,
+    "Enter": 13,
+    "Tab": 9,
+    "Home": 36,
+    "End": 35,
+}
 
 
 def chromium() -> str:
@@ -197,17 +207,28 @@ class Page:
               return [r.x + r.width / 2, r.y + r.height / 2];
             }})()"""
         )
-        mouse = {"x": place[0], "y": place[1], "button": "left", "clickCount": 1}
-        for kind in ("mousePressed", "mouseReleased"):
-            self.send("Input.dispatchMouseEvent", type=kind, **mouse)
+        self.click_at(*place)
 
-    def press(self, key: str) -> None:
+    def click_at(self, x: float, y: float) -> None:
+        """Clicks on a place of the window, in CSS pixels from its upper left."""
+        self.send("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+        for kind in ("mousePressed", "mouseReleased"):
+            self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+        self.frame()
+
+    def press(self, key: str, shift: bool = False) -> None:
         """Presses a key by its name: a, Enter, Escape, ArrowLeft ..."""
-        code = _KEYS.get(key, ord(key[0].upper()))
+        code, modifiers = _KEYS.get(key, ord(key[0].upper())), 8 * shift
         facts: dict[str, Any] = {"key": key, "windowsVirtualKeyCode": code, "code": key if key in _KEYS else ""}
+        facts["modifiers"] = modifiers
         text = {"text": key} if len(key) == 1 else {}
         self.send("Input.dispatchKeyEvent", type="keyDown", **facts, **text)
         self.send("Input.dispatchKeyEvent", type="keyUp", **facts)
+        self.frame()
+
+    def frame(self) -> None:
+        """Waits until what was asked for is drawn."""
+        self.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done())))")
 
     def screenshot(self, path: Path, whole: bool = False) -> None:
         """Writes what is seen, or the whole page, as PNG (or as JPEG by the file's suffix)."""

@@ -163,6 +163,13 @@ def test_the_base_of_methods_needs_none_of_them():
     assert not all_behind("methods/base.py") & set(METHODS)
 
 
+def test_the_explorer_knows_no_interface():
+    behind = all_behind("explorer.py")
+    assert not {path for path in behind if path in ("cli.py", "options.py", "web.py") or path.startswith("page/")}
+    used = {name.partition(".")[0] for path in {"explorer.py", *behind} for name in imports(path)}
+    assert not {"typer", "jinja2", "gradio"} & used
+
+
 # --- folders and start ------------------------------------------------------------------------------------------------
 
 
@@ -204,7 +211,7 @@ EXPECTED = {
     "cli.py": {
         "words": ["CaptionError"],
         "_numbers": ["ValueError"],  # of float(text), see below
-        "process_files": ["ImageError"],
+        "each_photo": ["ImageError"],
     },
     "eval/evaluation.py": {"evaluate_part": [MENDABLE], "_counts": ["DataError"], "_score": ["DataError"]},
     "eval/paper.py": {  # one step that cannot be done, or fails, is told and takes no other with it

@@ -1,0 +1,1 @@
+"""A page to explore photos with, that needs no server and no network."""
