@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
 
-from diffseg import __version__
+from diffseg import __version__, presets
 from diffseg.errors import UserError, printable
 from diffseg.files import OUTPUTS, check_writable, write
 from diffseg.options import (
@@ -32,12 +35,14 @@ from diffseg.options import (
     Out,
     Photos,
     Polygons,
+    Preset,
     Refine,
     Revision,
     Size,
     Threshold,
     Timestep,
     Weights,
+    chosen,
     one_sentence,
 )
 
@@ -68,8 +73,10 @@ def _main(
 
 @app.command()
 def segment(
+    context: typer.Context,
     photos: MaybePhotos = None,
     out: Out = Path("segments"),
+    preset: Preset = None,
     demo: Annotated[
         bool, typer.Option("--demo", help="Three photos that scikit-learn and matplotlib brought along.")
     ] = False,
@@ -92,15 +99,17 @@ def segment(
 ) -> None:
     """Segments photos. For each: NAME.labels.png, NAME.overlay.png and NAME.json (segments as COCO RLE, settings)."""
     with one_sentence():
-        options = {"anchors": anchors, "iterations": iterations, "refine": refine, "size": size}
+        options = chosen(context, preset)
         credits = _demo(photos) if demo else {}
         if not (photos or credits):
             raise UserError("no photos are given: name some, or folders of them, or try diffseg segment --demo")
         jobs = name_outputs(find_photos(credits or photos or []))
         export = _exports(coco, label_studio, polygons, out, jobs, opacity)
-        seg, settings = _load(out, model, revision, device, dtype, threshold, weights, timestep, options)
+        seg, settings = _load(out, device, dtype, **options)
         drawing = {"opacity": opacity, "numbers": numbers}
-        failed, records = process_files(lambda photo, path: seg.segment(photo, settings), jobs, out, model, drawing)
+        failed, records = process_files(
+            lambda photo, path: seg.segment(photo, settings), jobs, out, options["model"], drawing
+        )
         export(records)
         for path, credit in credits.items():
             typer.echo(f"{path.name}: {credit}; segmented by diffseg")
@@ -110,8 +119,10 @@ def segment(
 
 @app.command()
 def label(
+    context: typer.Context,
     photos: Photos,
     out: Out = Path("labels"),
+    preset: Preset = None,
     nouns: Annotated[str | None, typer.Option(help="What to look for: dog,grass,traffic light.")] = None,
     caption: Annotated[str | None, typer.Option(help="A sentence whose nouns to look for (needs spaCy).")] = None,
     captioner: Annotated[
@@ -143,7 +154,7 @@ def label(
     For each: NAME.labels.png (indices into the nouns), NAME.overlay.png and NAME.json (nouns, segments, settings).
     """
     with one_sentence():
-        options = {"anchors": anchors, "iterations": iterations, "refine": refine, "size": size}
+        options = chosen(context, preset)
         jobs = name_outputs(find_photos(photos))
         export = _exports(coco, label_studio, polygons, out, jobs, opacity)
         if sum(given is not None for given in (nouns, caption, captioner)) > 1:
@@ -153,17 +164,82 @@ def label(
 
         check_voting(voting)
         words = _words(nouns, caption, captioner, device)
-        seg, settings = _load(out, model, revision, device, dtype, threshold, weights, timestep, options)
+        seg, settings = _load(out, device, dtype, **options)
         failed, records = process_files(
             lambda photo, path: label_photo(seg, photo, *words(photo, path), settings, voting),
             jobs,
             out,
-            model,
+            options["model"],
             {"opacity": opacity},
         )
         export(records)
     if failed:
         raise typer.Exit(1)
+
+
+@app.command()
+def tune(
+    context: typer.Context,
+    folder: Annotated[Path, typer.Argument(help="Folder of photos.", show_default=False)],
+    out: Out = Path("tuning"),
+    labels: Annotated[
+        Path | None, typer.Option(help="Folder of label maps of some of the photos: NAME.label.png, or NAME.png.")
+    ] = None,
+    ignore: Annotated[int, typer.Option(help="Value of label maps that is not scored.")] = 255,
+    thresholds: Annotated[
+        str | None, typer.Option(help="The tau to try: 0.5,0.7,0.9. (default: 17 around the model's own)")
+    ] = None,
+    choose: Annotated[
+        str | None,
+        typer.Option(
+            help="What to keep with --save: best, by labels; fewest, segments within a standard error of it; or a tau. "
+            "(default: best)"
+        ),
+    ] = None,
+    save: Annotated[str | None, typer.Option(help="Name to keep model and settings under, for --preset.")] = None,
+    model: Model = "mini",
+    revision: Revision = None,
+    anchors: Anchors = 16,
+    iterations: Iterations = None,
+    weights: Weights = None,
+    timestep: Timestep = None,
+    refine: Refine = False,
+    device: Device = "auto",
+    dtype: Dtype = None,
+    size: Size = 512,
+) -> None:
+    """Finds a threshold for a folder of photos; with labels of a few of them, the best one and how sure it is.
+
+    Writes tune.csv, tune.svg and sheet.jpg, photos down and thresholds across. One pass of the model for each photo.
+    """
+    with one_sentence():
+        from diffseg.eval.show.tuned import Request, run
+
+        given = None if thresholds is None else _numbers("--thresholds", thresholds)
+        photos = name_outputs([p for p in find_photos([folder]) if not p.name.endswith(".label.png")])
+        request = Request(folder, photos, labels, ignore, given, choose, save, iterations, revision)
+        whole = run(request, out, lambda: _load(out, device, dtype, **chosen(context, None)))
+    if not whole:
+        raise typer.Exit(1)
+
+
+@app.command("presets")
+def _presets() -> None:
+    """Lists the presets that diffseg tune --save has kept: name, model, threshold, and how each came to be."""
+    with one_sentence():
+        known = {name: presets.load(name) for name in presets.names()}
+        if not known:
+            typer.echo(
+                f"there are no presets in {printable(presets.folder())}: diffseg tune FOLDER --save NAME makes one"
+            )
+            return
+        table = Table("name", "model", "tau", "from", box=box.SIMPLE_HEAD)
+        for name, kept in known.items():
+            tau = kept.options.get("threshold", "the model's own")
+            taus = ", ".join(map(str, tau)) if isinstance(tau, list) else str(tau)
+            origin = "; ".join(f"{key} {value}" for key, value in kept.made.items())
+            table.add_row(*(Text(printable(cell)) for cell in (name, kept.model, taus, origin)))
+        Console().print(table)
 
 
 def _demo(photos: list[Path] | None) -> dict[Path, str]:
@@ -236,16 +312,20 @@ def _words(
 
 def _load(
     out: Path,
-    model: str,
-    revision: str | None,
     device: str,
     dtype: str | None,
-    threshold: str | None,
+    *,
+    model: str,
+    revision: str | None,
+    threshold: str | None = None,
     weights: str | None,
     timestep: int | None,
-    options: dict[str, Any],
+    **options: Any,
 ) -> tuple[DiffSeg, Settings]:
-    """The model and its settings; what is wrong with the options is found before any work."""
+    """The model and its settings; what is wrong with the options is found before any work.
+
+    options: the other settings, anchors, iterations, refine and size.
+    """
     given = None if threshold is None else _numbers("--threshold", threshold)
     thresholds = given[0] if given is not None and len(given) == 1 else given  # one is for all iterations
     options = {**options, "weights": None if weights is None else _numbers("--weights", weights)}
