@@ -242,6 +242,32 @@ def _presets() -> None:
         Console().print(table)
 
 
+_TICKS = {"good": "[green]\u2713[/]", "missing": "[red]\u2717[/]", "optional": "[yellow]-[/]"}
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, for bug reports.")] = False,
+    data: Annotated[Path, typer.Option(help="Where data sets lie, each in its folder.")] = Path("data"),
+) -> None:
+    """Says what this machine has for diffseg, and what to do about what is missing. Asks no network."""
+    from diffseg import doctor
+
+    findings = doctor.examine(data)
+    if as_json:
+        typer.echo(json.dumps(doctor.as_json(findings), indent=1))
+        return
+    for section in dict.fromkeys(finding.section for finding in findings):
+        table = Table("", section, "", "", box=box.SIMPLE_HEAD, expand=True)
+        table.columns[1].no_wrap = True
+        table.columns[2].ratio, table.columns[3].ratio = 3, 2
+        for finding in findings:
+            if finding.section == section:
+                texts = (Text(printable(text)) for text in (finding.name, finding.found, finding.advice))
+                table.add_row(_TICKS[finding.state], *texts)
+        Console().print(table)
+
+
 def _demo(photos: list[Path] | None) -> dict[Path, str]:
     """The photos of --demo and their credits."""
     if photos:

@@ -190,10 +190,17 @@ def try_thresholds(
         yield as_numpy(labels_of(merged, seen.size)[0])
 
 
-def _bounded(height: int, width: int, most: int = _MOST_PIXELS) -> tuple[int, int]:
-    """(height, width) of at most about so many pixels, in the same shape."""
-    scale = min(1.0, math.sqrt(most / (height * width)))
+def _bounded(height: int, width: int) -> tuple[int, int]:
+    """(height, width) of at most about a megapixel, in the same shape."""
+    scale = min(1.0, math.sqrt(_MOST_PIXELS / (height * width)))
     return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def _tile(labels: np.ndarray) -> np.ndarray:
+    """A label map int [H, W] as small as on the contact sheet."""
+    scale = min(1.0, _TILE / max(labels.shape))
+    height, width = (max(1, round(side * scale)) for side in labels.shape)
+    return nearest(labels, (height, width))
 
 
 class Trial:
@@ -217,7 +224,7 @@ class Trial:
         for found in labels:
             segments.append(int(found.max()) + 1)
             if name in self._sheet:
-                tiles.append(nearest(found, _bounded(*found.shape, _TILE * _TILE)))
+                tiles.append(_tile(found))
             if truth is not None:
                 counts.append(match(histogram(nearest(truth, found.shape), found, self._classes)))
         self._segments[name] = np.array(segments)

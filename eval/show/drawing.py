@@ -27,7 +27,7 @@ from diffseg.eval.granularity import Granularity
 from diffseg.eval.score import Summary
 from diffseg.eval.show.ablations import Ablation, Crossed, weights_name
 from diffseg.eval.show.worth import headline_values, metric_label
-from diffseg.eval.tune import Tuning, marks, sheet_columns
+from diffseg.eval.tune import Scores, Tuning, marks, sheet_columns
 from diffseg.files import write
 from diffseg.images import overlay, region_colours, write_names
 from diffseg.methods.merging import Settings, labels_of, proposals
@@ -281,7 +281,8 @@ def threshold_curves(tuning: Tuning) -> Figure:
     taus, scores = tuning.thresholds, tuning.scores
     with _style():
         figure = _figure(2.9)
-        left, *right = figure.subplots(1, 2 if scores else 1, squeeze=False)[0]
+        panels = figure.subplots(1, 2 if scores else 1, squeeze=False)[0]
+        left = panels[0]
         many = len(tuning.segments) > 1
         for counts in tuning.segments.values():
             left.plot(taus, counts, color=_MARKS[0], alpha=0.25 if many else 1, linewidth=0.8)
@@ -291,20 +292,25 @@ def threshold_curves(tuning: Tuning) -> Figure:
         left.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
         left.yaxis.set_minor_formatter(lambda y, _: "")
         left.set_title("segments per photo", loc="left")
-        for axes in right:
-            axes.plot(taus, 100 * scores.miou, "o-", color=_MARKS[1], label="mIoU, 95 % over photos")
-            axes.fill_between(taus, *(100 * scores.miou_intervals.T), color=_MARKS[1], alpha=0.15, linewidth=0)
-            axes.plot(taus, 100 * scores.accuracy, "o-", color=_MARKS[2], label="accuracy")
-            axes.axvline(taus[scores.best], color=_INK, linewidth=0.8, label="best mIoU")
-            axes.set_ylim(0, 100)
-            axes.set_title(f"scores on {_count(scores.photos, 'labelled photo')} (%)", loc="left")
-        for axes in (left, *right):
+        if scores:
+            _threshold_scores(panels[1], taus, scores)
+        for axes in panels:
             axes.axvline(taus[tuning.default], color=_MUTED, linestyle="--", linewidth=0.8, label="the model's own")
             axes.set_xlabel("tau (nats)")
             axes.set_xscale("log", base=2)
             axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
             axes.legend(frameon=False, fontsize=7)
     return figure
+
+
+def _threshold_scores(axes: Axes, taus: Sequence[float], scores: Scores) -> None:
+    """mIoU with its interval, and accuracy, over tau; the best is marked."""
+    axes.plot(taus, 100 * scores.miou, "o-", color=_MARKS[1], label="mIoU, 95 % over photos")
+    axes.fill_between(taus, *(100 * scores.miou_intervals.T), color=_MARKS[1], alpha=0.15, linewidth=0)
+    axes.plot(taus, 100 * scores.accuracy, "o-", color=_MARKS[2], label="accuracy")
+    axes.axvline(taus[scores.best], color=_INK, linewidth=0.8, label="best mIoU")
+    axes.set_ylim(0, 100)
+    axes.set_title(f"scores on {_count(scores.photos, 'labelled photo')} (%)", loc="left")
 
 
 def contact_sheet(tuning: Tuning, gap: int = 6, line: int = 18) -> Image.Image:

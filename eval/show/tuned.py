@@ -103,7 +103,9 @@ def run(request: Request, out: Path, load: Callable[[], tuple[DiffSeg, Settings]
 
 
 def _check(request: Request) -> None:
-    """Raises UserError where the request contradicts itself."""
+    """Raises UserError where the request contradicts itself, or there are no photos."""
+    if not request.folder.exists():
+        raise UserError(f"there is no folder {request.folder}: name one with photos")
     if request.choice is not None and request.name is None:
         raise UserError("--choose says which threshold --save NAME keeps: give both, or leave both out")
     for tau in request.thresholds or ():
@@ -265,7 +267,8 @@ def _at_the_end(tuning: Tuning, index: int) -> list[str]:
 
 def _without_labels(tuning: Tuning) -> list[str]:
     median = tuning.median
-    own = f"the model's own tau {tuning.thresholds[tuning.default]:g} makes {median[tuning.default]:g} segments"
+    count = median[tuning.default]
+    own = f"the model's own tau {tuning.thresholds[tuning.default]:g} makes {count:g} segment{'s' * bool(count != 1)}"
     if median.max() <= 1:
         return [f"{own} (median), as all others do: try smaller thresholds (--thresholds)"]
     return [f"{own} (median); the contact sheet shows what others make: keep one with --choose TAU --save NAME"]
