@@ -234,7 +234,7 @@ def test_a_folder_with_labels_becomes_a_preset(photos, kept, tmp_path, monkeypat
     np.testing.assert_array_equal(labels("--preset", "toy"), seg(photos / "scene0.png", **toy.options).labels)
     record = yaml.safe_load((out / "scene0.json").read_text())
     assert record["settings"]["threshold"] == [best] * 3
-    labels("--preset", "toy", "--threshold", "0.9,2", "--size", "64")  # what is said wins
+    labels("--preset", "toy", "--model", "mini", "--threshold", "0.9,2", "--size", "64")  # what is said wins
     record = yaml.safe_load((out / "scene0.json").read_text())
     assert (record["settings"]["threshold"], record["settings"]["size"]) == ([0.9, 2.0], 64)
     assert record["settings"]["anchors"] == 8
