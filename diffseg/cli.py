@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import hashlib
 import json
 import os
+import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
 
-from diffseg import __version__
+from diffseg import __version__, presets
 from diffseg.errors import UserError, printable
 from diffseg.files import ATTENTION, OUTPUTS, check_writable, write
 from diffseg.options import (
@@ -34,12 +40,14 @@ from diffseg.options import (
     Opacity,
     Out,
     Polygons,
+    Preset,
     Refine,
     Revision,
     Size,
     Threshold,
     Timestep,
     Weights,
+    chosen,
     one_sentence,
 )
 
@@ -70,8 +78,10 @@ def _main(
 
 @app.command()
 def segment(
+    context: typer.Context,
     photos: MaybePhotos = None,
     out: Out = Path("segments"),
+    preset: Preset = None,
     demo: Demo = False,
     model: Model = "mini",
     revision: Revision = None,
@@ -92,13 +102,15 @@ def segment(
 ) -> None:
     """Segments photos. For each: NAME.labels.png, NAME.overlay.png and NAME.json (segments as COCO RLE, settings)."""
     with one_sentence():
-        options = {"anchors": anchors, "iterations": iterations, "refine": refine, "size": size}
+        options = chosen(context, preset)
         credits = _demo(photos) if demo else {}
         jobs = name_outputs(find_photos(_given(photos, credits, "segment")))
         export = _exports(coco, label_studio, polygons, out, jobs, opacity)
-        seg, settings = _load(out, model, revision, device, dtype, threshold, weights, timestep, options)
+        seg, settings = _load(out, device, dtype, **options)
         drawing = {"opacity": opacity, "numbers": numbers}
-        failed, records = process_files(lambda photo, path: seg.segment(photo, settings), jobs, out, model, drawing)
+        failed, records = process_files(
+            lambda photo, path: seg.segment(photo, settings), jobs, out, options["model"], drawing
+        )
         export(records)
         for path, credit in credits.items():
             typer.echo(f"{path.name}: {credit}; segmented by diffseg")
@@ -108,8 +120,10 @@ def segment(
 
 @app.command()
 def label(
+    context: typer.Context,
     photos: MaybePhotos = None,
     out: Out = Path("labels"),
+    preset: Preset = None,
     demo: Annotated[
         bool, typer.Option("--demo", help="Generated scenes, named by their own captions; drawn into the folder.")
     ] = False,
@@ -148,7 +162,7 @@ def label(
     and NAME.json (nouns, segments, settings).
     """
     with one_sentence():
-        options = {"anchors": anchors, "iterations": iterations, "refine": refine, "size": size}
+        options = chosen(context, preset)
         words = _words_of_scenes(photos, out, (nouns, caption, captioner)) if demo else None
         jobs = name_outputs(find_photos(_given(photos, words or {}, "label")))
         export = _exports(coco, label_studio, polygons, out, jobs, opacity)
@@ -159,14 +173,14 @@ def label(
 
         check_voting(voting)
         words_of = _words(nouns, caption, captioner, device) if words is None else lambda photo, path: words[path]
-        seg, settings = _load(out, model, revision, device, dtype, threshold, weights, timestep, options)
+        seg, settings = _load(out, device, dtype, **options)
         if doubt := warning(seg):
             typer.echo(doubt, err=True)
         failed, records = process_files(
             lambda photo, path: label_photo(seg, photo, *words_of(photo, path), settings, voting),
             jobs,
             out,
-            model,
+            options["model"],
             {"opacity": opacity, "attention": attention},
         )
         export(records)
@@ -199,8 +213,10 @@ def web(
 
 @app.command()
 def explore(
+    context: typer.Context,
     photos: MaybePhotos = None,
     out: Annotated[Path, typer.Option(help="The page.")] = Path("explore.html"),
+    preset: Preset = None,
     demo: Demo = False,
     nouns: Nouns = None,
     model: Model = "mini",
@@ -222,11 +238,11 @@ def explore(
     The page needs no server and no network; it takes 1 to 1.5 MB a photo.
     """
     with one_sentence():
-        options = {"anchors": anchors, "iterations": iterations, "size": size}
+        options = chosen(context, preset)
         credits = _demo(photos) if demo else {}
         jobs = name_outputs(find_photos(_given(photos, credits, "explore")))
-        listed = _page_options(out, threshold, nouns, opacity, jobs)
-        seg, settings = _load(out.parent, model, revision, device, dtype, threshold, weights, timestep, options)
+        listed = _page_options(out, options["threshold"], nouns, opacity, jobs)
+        seg, settings = _load(out.parent, device, dtype, **options)
         from diffseg.page.explore import page_of, photo_data
 
         pages: dict[str, Any] = {}
@@ -235,9 +251,9 @@ def explore(
             explorer = seg.explore(image, listed, timestep=settings.timestep, size=settings.size)
             pages[name] = photo_data(explorer, settings, photo.name, credits.get(photo, ""))
 
-        failed, seconds = each_photo(look, jobs, "looking at", model)
+        failed, seconds = each_photo(look, jobs, "looking at", options["model"])
         if pages:
-            write(out, page_of(list(pages.values()), model, settings, opacity))
+            write(out, page_of(list(pages.values()), options["model"], settings, opacity))
             megabytes = f"{out.stat().st_size / 1e6:.1f} MB"
             typer.echo(
                 f"{_photos(len(pages))} in {seconds:.1f} s -> {printable(out)} ({megabytes}): open it in a browser"
@@ -273,6 +289,97 @@ def _given(photos: list[Path] | None, demo: Iterable[Path], command: str) -> lis
 
 def _photos(count: int) -> str:
     return f"{count} photo{'s' * (count != 1)}"
+
+
+@app.command()
+def tune(
+    context: typer.Context,
+    folder: Annotated[Path, typer.Argument(help="Folder of photos.", show_default=False)],
+    out: Out = Path("tuning"),
+    labels: Annotated[
+        Path | None, typer.Option(help="Folder of label maps of some of the photos: NAME.label.png, or NAME.png.")
+    ] = None,
+    ignore: Annotated[int, typer.Option(help="Value of label maps that is not scored.")] = 255,
+    thresholds: Annotated[
+        str | None, typer.Option(help="The tau to try: 0.5,0.7,0.9. (default: 17 around the model's own)")
+    ] = None,
+    choose: Annotated[
+        str | None,
+        typer.Option(
+            help="What to keep with --save: best, by labels; fewest, segments within a standard error of it; or a tau. "
+            "(default: best)"
+        ),
+    ] = None,
+    save: Annotated[str | None, typer.Option(help="Name to keep model and settings under, for --preset.")] = None,
+    model: Model = "mini",
+    revision: Revision = None,
+    anchors: Anchors = 16,
+    iterations: Iterations = None,
+    weights: Weights = None,
+    timestep: Timestep = None,
+    refine: Refine = False,
+    device: Device = "auto",
+    dtype: Dtype = None,
+    size: Size = 512,
+) -> None:
+    """Finds a threshold for a folder of photos; with labels of a few of them, the best one and how sure it is.
+
+    Writes tune.csv, tune.svg and sheet.jpg, photos down and thresholds across. One pass of the model for each photo.
+    """
+    with one_sentence():
+        from diffseg.eval.show.tuned import Request, run
+
+        given = None if thresholds is None else _numbers("--thresholds", thresholds)
+        photos = name_outputs([p for p in find_photos([folder]) if not p.name.endswith(".label.png")])
+        request = Request(folder, photos, labels, ignore, given, choose, save, iterations, revision)
+        whole = run(request, out, lambda: _load(out, device, dtype, **chosen(context, None)))
+    if not whole:
+        raise typer.Exit(1)
+
+
+@app.command("presets")
+def _presets() -> None:
+    """Lists the presets that diffseg tune --save has kept: name, model, threshold, and how each came to be."""
+    with one_sentence():
+        known = {name: presets.load(name) for name in presets.names()}
+        if not known:
+            typer.echo(
+                f"there are no presets in {printable(presets.folder())}: diffseg tune FOLDER --save NAME makes one"
+            )
+            return
+        table = Table("name", "model", "tau", "from", box=box.SIMPLE_HEAD)
+        for name, kept in known.items():
+            tau = kept.options.get("threshold", "the model's own")
+            taus = ", ".join(map(str, tau)) if isinstance(tau, list) else str(tau)
+            origin = "; ".join(f"{key} {value}" for key, value in kept.made.items())
+            table.add_row(*(Text(printable(cell)) for cell in (name, kept.model, taus, origin)))
+        Console().print(table)
+
+
+_TICKS = {"good": "[green]\u2713[/]", "missing": "[red]\u2717[/]", "optional": "[yellow]-[/]"}
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, for bug reports.")] = False,
+    data: Annotated[Path, typer.Option(help="Where data sets lie, each in its folder.")] = Path("data"),
+) -> None:
+    """Says what this machine has for diffseg, and what to do about what is missing. Asks no network."""
+    from diffseg import doctor
+
+    findings = doctor.examine(data)
+    if as_json:
+        typer.echo(json.dumps(doctor.as_json(findings), indent=1))
+        return
+    for section in dict.fromkeys(finding.section for finding in findings):
+        table = Table("", section, "", "", box=box.SIMPLE_HEAD, expand=True)
+        table.columns[1].no_wrap = True
+        table.columns[2].ratio, table.columns[3].ratio = 3, 2
+        for finding in findings:
+            if finding.section == section:
+                texts = (Text(printable(text)) for text in (finding.name, finding.found, finding.advice))
+                table.add_row(_TICKS[finding.state], *texts)
+        Console().print(table)
 
 
 def _demo(photos: list[Path] | None) -> dict[Path, str]:
@@ -357,30 +464,61 @@ def _words(
 
 def _load(
     out: Path,
-    model: str,
-    revision: str | None,
     device: str,
     dtype: str | None,
-    threshold: str | None,
+    *,
+    model: str,
+    revision: str | None,
+    threshold: str | None = None,
     weights: str | None,
     timestep: int | None,
-    options: dict[str, Any],
+    **options: Any,
 ) -> tuple[DiffSeg, Settings]:
-    """The model and its settings; what is wrong with the options is found before any work."""
+    """The model and its settings; what is wrong with the options is found before any work.
+
+    options: the other settings, anchors, iterations, refine and size.
+    """
     given = None if threshold is None else _numbers("--threshold", threshold)
     thresholds = given[0] if given is not None and len(given) == 1 else given  # one is for all iterations
     options = {**options, "weights": None if weights is None else _numbers("--weights", weights)}
-    from diffseg.devices import resolve_device, resolve_dtype, slow_dtype
-    from diffseg.segmenter import DiffSeg, Settings
+    with _waiting() as say, _uncollected():
+        say("loading torch")
+        from diffseg.devices import resolve_device, resolve_dtype, slow_dtype
+        from diffseg.segmenter import DiffSeg, Settings
 
-    place = resolve_device(device)
-    slow = slow_dtype(resolve_dtype(dtype, place), place)
-    if slow:
-        typer.echo(slow, err=True)
-    Settings.make(1.0 if thresholds is None else thresholds, timestep=300 if timestep is None else timestep, **options)
-    check_writable(out, "choose another with --out")
-    seg = DiffSeg.from_pretrained(model, revision=revision, device=device, dtype=dtype)
+        place = resolve_device(device)
+        slow = slow_dtype(resolve_dtype(dtype, place), place)
+        if slow:
+            typer.echo(slow, err=True)
+        usual = 300 if timestep is None else timestep
+        Settings.make(1.0 if thresholds is None else thresholds, timestep=usual, **options)
+        check_writable(out, "choose another with --out")
+        say(f"loading the model {printable(model)}")
+        seg = DiffSeg.from_pretrained(model, revision=revision, device=device, dtype=dtype)
     return seg, seg.settings(thresholds, timestep, **options)
+
+
+@contextmanager
+def _waiting() -> Iterator[Callable[[str], None]]:
+    """A function that says what is being waited for, on a terminal alone; the line is gone afterwards."""
+    screen = Console(stderr=True)
+    if not screen.is_terminal:
+        yield lambda text: None
+        return
+    with screen.status("") as status:
+        yield lambda text: status.update(Text(f"{text} ..."))
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """No search for garbage among the objects of thousands of modules while these are imported: a sixth of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _numbers(option: str, text: str) -> list[float]:
@@ -526,5 +664,18 @@ def tell_failed(failed: dict[Path, str], done: str) -> None:
         typer.echo(f"{len(failed)} could not be {done}: {', '.join(map(printable, failed))}", err=True)
 
 
+def main() -> None:
+    """The command `diffseg`. It ends without taking the interpreter apart, which would be a second after torch."""
+    try:
+        app()
+    except SystemExit as end:
+        if type(end.code) is not int:
+            raise
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(end.code)
+
+
 if __name__ == "__main__":
-    app()
+    main()

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
-from scipy.ndimage import distance_transform_edt
 
 from diffseg.errors import UserError
 
@@ -286,6 +285,8 @@ def write_names(picture: Image.Image, labels: np.ndarray, names: Sequence[str], 
 
     size: of the letters in pixels; None: to suit the picture.
     """
+    from scipy.ndimage import distance_transform_edt  # slow to import, and seldom needed
+
     size = size or max(11, round(min(picture.size) / 22))
     font, draw = ImageFont.load_default(size), ImageDraw.Draw(picture)
     step = max(1, max(labels.shape) // 256)  # a name's place need not be exact to the pixel

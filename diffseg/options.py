@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from diffseg import presets
 from diffseg.errors import UserError, printable
 
 Photos = Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.", show_default=False)]
@@ -40,12 +41,49 @@ Weights = Annotated[
     str | None, typer.Option(help="R, finest resolution first: 64,32,16,8. (default: proportional to the resolution)")
 ]
 Timestep = Annotated[int | None, typer.Option(help="t, 0 to 999. (default: the model's own)")]
-Refine = Annotated[bool, typer.Option("--refine", help="k-means over all attention maps at the end.")]
+Refine = Annotated[bool, typer.Option("--refine/--no-refine", help="k-means over all attention maps at the end.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
 Dtype = Annotated[
     str | None, typer.Option(help="float32, float16 or bfloat16. (default: float32 on the CPU, float16 elsewhere)")
 ]
 Size = Annotated[int, typer.Option(help="Side in pixels of the square whose area a photo is resized to for the model.")]
+Preset = Annotated[
+    str | None, typer.Option(help="Model and settings kept under a name by diffseg tune --save; other options win.")
+]
+
+
+def chosen(context: typer.Context, preset: str | None) -> dict[str, Any]:
+    """A command's model, revision and settings by name, in the form of the command line.
+
+    With a preset, its own stand in place of all that the command line does not say.
+
+    Args:
+        context: of a command that has such options; one that it lacks is left out. preset: its name; None: none.
+
+    Raises:
+        UserError: no such preset, a damaged one, or one of another model than the command line names.
+    """
+    options = {key: context.params[key] for key in ("model", "revision", *presets.OPTIONS) if key in context.params}
+    if preset is None:
+        return options
+    kept = presets.load(preset)
+    given = {key for key in options if getattr(context.get_parameter_source(key), "name", "") != "DEFAULT"}
+    if "model" in given and presets.named_model(options["model"]) != kept.model:
+        raise UserError(
+            f"the preset {preset!r} is for the model {kept.model}, not for {options['model']}: leave out --model or "
+            f"--preset, or tune for that model (diffseg tune)"
+        )
+    settings = {**kept.options, **_as_texts(kept.options)}
+    if "threshold" in given and "," in (options["threshold"] or ""):  # as many iterations as thresholds
+        settings.pop("iterations", None)
+    ours = {"model": kept.model, "revision": kept.revision, **settings}
+    return options | {key: value for key, value in ours.items() if key in options and key not in given}
+
+
+def _as_texts(options: Mapping[str, Any]) -> dict[str, str]:
+    """Those of a preset's options that the command line has as numbers separated by commas."""
+    lists = {key: value if isinstance(value, list) else [value] for key, value in options.items()}
+    return {key: ",".join(map(str, lists[key])) for key in ("threshold", "weights") if key in lists}
 
 
 @contextmanager

@@ -14,9 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import numpy as np
-from contourpy import FillType, contour_generator
 from pycocotools import mask as coco_mask
-from scipy.spatial import KDTree
 
 from diffseg import __version__
 from diffseg.files import ATTENTION, OUTPUTS, write
@@ -121,6 +119,8 @@ def polygons_of(mask: np.ndarray) -> list[list[float]]:
     differ. COCO's polygons have no holes: each is joined to the outline around it by a cut without width, so that it
     stays empty.
     """
+    from contourpy import FillType, contour_generator
+
     padded = np.pad(mask, 1).astype(np.float64)  # the picture's border is an outline, too
     filled: Any = contour_generator(z=padded, fill_type=FillType.OuterOffset).filled(0.5, 2)
     found = []
@@ -173,6 +173,8 @@ def _area(ring: np.ndarray) -> float:
 
 def _joined(outline: np.ndarray, hole: np.ndarray) -> np.ndarray:
     """One ring of two, float [n, 2]: to the hole where it is nearest, around it, and back the same way."""
+    from scipy.spatial import KDTree  # slow to import, and seldom needed
+
     distances, nearest = KDTree(outline).query(hole)
     j = int(distances.argmin())
     i = int(nearest[j])

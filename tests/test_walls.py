@@ -188,6 +188,13 @@ def test_help_does_not_wait_for_torch():
     assert not {"torch", "numpy", "scipy", "diffusers", "transformers", "hydra"} & loaded
 
 
+def test_a_photo_does_not_wait_for_what_few_need():
+    """Names on overlays, polygons, figures and scores have libraries of their own."""
+    loaded = loaded_by("import diffseg.segmenter, diffseg.doctor")
+    assert "torch" in loaded
+    assert not {"scipy", "contourpy", "sklearn", "pandas", "matplotlib", "diffusers", "transformers"} & loaded
+
+
 # --- errors -----------------------------------------------------------------------------------------------------------
 
 
@@ -212,6 +219,7 @@ EXPECTED = {
         "words": ["CaptionError"],
         "_numbers": ["ValueError"],  # of float(text), see below
         "each_photo": ["ImageError"],
+        "main": ["SystemExit"],  # of a command that is done
     },
     "eval/evaluation.py": {"evaluate_part": [MENDABLE], "_counts": ["DataError"], "_score": ["DataError"]},
     "eval/paper.py": {  # one step that cannot be done, or fails, is told and takes no other with it

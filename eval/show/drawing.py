@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
@@ -27,6 +27,7 @@ from diffseg.eval.granularity import Granularity
 from diffseg.eval.score import Summary
 from diffseg.eval.show.ablations import Ablation, Crossed, weights_name
 from diffseg.eval.show.worth import headline_values, metric_label
+from diffseg.eval.tune import Scores, Tuning, marks, sheet_columns
 from diffseg.files import write
 from diffseg.images import overlay, region_colours, write_names
 from diffseg.methods.merging import Settings, labels_of, proposals
@@ -270,6 +271,73 @@ def granularities(curves: Mapping[str, Mapping[str, Granularity]]) -> Figure:
         if len(curves) > 1:
             panels[0].legend(frameon=False)
     return figure
+
+
+# --- thresholds -------------------------------------------------------------------------------------------------------
+
+
+def threshold_curves(tuning: Tuning) -> Figure:
+    """Segments over tau, each photo and the median; where some have labels, mIoU with its 95 % and accuracy beside."""
+    taus, scores = tuning.thresholds, tuning.scores
+    with _style():
+        figure = _figure(2.9)
+        panels = figure.subplots(1, 2 if scores else 1, squeeze=False)[0]
+        left = panels[0]
+        many = len(tuning.segments) > 1
+        for counts in tuning.segments.values():
+            left.plot(taus, counts, color=_MARKS[0], alpha=0.25 if many else 1, linewidth=0.8)
+        if many:
+            left.plot(taus, tuning.median, "o-", color=_MARKS[0], label="median")
+        left.set_yscale("log")
+        left.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
+        left.yaxis.set_minor_formatter(lambda y, _: "")
+        left.set_title("segments per photo", loc="left")
+        if scores:
+            _threshold_scores(panels[1], taus, scores)
+        for axes in panels:
+            axes.axvline(taus[tuning.default], color=_MUTED, linestyle="--", linewidth=0.8, label="the model's own")
+            axes.set_xlabel("tau (nats)")
+            axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+            axes.legend(frameon=False, fontsize=7)
+    return figure
+
+
+def _threshold_scores(axes: Axes, taus: Sequence[float], scores: Scores) -> None:
+    """mIoU with its interval, and accuracy, over tau; the best is marked."""
+    axes.plot(taus, 100 * scores.miou, "o-", color=_MARKS[1], label="mIoU, 95 % over photos")
+    axes.fill_between(taus, *(100 * scores.miou_intervals.T), color=_MARKS[1], alpha=0.15, linewidth=0)
+    axes.plot(taus, 100 * scores.accuracy, "o-", color=_MARKS[2], label="accuracy")
+    axes.axvline(taus[scores.best], color=_INK, linewidth=0.8, label="best mIoU")
+    axes.set_ylim(0, 100)
+    axes.set_title(f"scores on {_count(scores.photos, 'labelled photo')} (%)", loc="left")
+
+
+def contact_sheet(tuning: Tuning, gap: int = 6, line: int = 18) -> Image.Image:
+    """Some photos down, some thresholds across, in each place the overlay and its number of segments.
+
+    Args:
+        gap: between pictures, in pixels. line: height of a line of text.
+    """
+    columns, marked = sheet_columns(tuning), marks(tuning)
+    width = max(strip.photo.shape[1] for strip in tuning.strips.values()) + gap
+    heights = [strip.photo.shape[0] + line + gap for strip in tuning.strips.values()]
+    sheet = Image.new("RGB", ((len(columns) + 1) * width, 2 * line + sum(heights)), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    for column, index in enumerate(columns, start=1):
+        draw.text((column * width, 2), f"tau {tuning.thresholds[index]:g}", _INK, font)
+        draw.text((column * width, 2 + line), marked.get(index, ""), _MUTED, font)
+    top = 2 * line
+    for (name, strip), height in zip(tuning.strips.items(), heights, strict=True):
+        letters = next(n for n in range(len(name), -1, -1) if draw.textlength(name[:n], font) <= width - gap)
+        draw.text((0, top), name[:letters], _MUTED, font)
+        sheet.paste(Image.fromarray(strip.photo), (0, top + line))
+        for column, index in enumerate(columns, start=1):
+            count = _count(int(tuning.segments[name][index]), "segment")
+            draw.text((column * width, top), count, _MUTED, font)
+            sheet.paste(overlay(strip.photo, strip.labels[index]), (column * width, top + line))
+        top += height
+    return sheet
 
 
 # --- how the method works ---------------------------------------------------------------------------------------------
