@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from diffseg import DiffSeg
+from diffseg import DiffSeg, presets
 from diffseg.cli import app
 from diffseg.datasets.scenes import scene
 from diffseg.errors import UserError
@@ -457,3 +457,13 @@ def test_what_is_wrong_with_options_is_one_sentence(options, reason, tmp_path, m
 def test_explorer_is_what_explore_returns(explorer):
     assert isinstance(explorer, Explorer)
     assert repr(explorer) == "Explorer(160 x 112 pixels, model mini)"
+
+
+def test_a_preset_says_where_the_slider_starts(photo, tmp_path, monkeypatch):
+    monkeypatch.setenv("DIFFSEG_PRESETS", str(tmp_path / "presets"))
+    presets.save("fine", presets.Preset("mini", options={"threshold": 0.3, "anchors": 8, "size": 128}))
+    Image.fromarray(photo).save(tmp_path / "photo.png")
+    ran = run(tmp_path / "photo.png", "--preset", "fine", "--out", tmp_path / "page.html", "--device", "cpu")
+    assert ran.exit_code == 0, ran.output
+    (data,) = photos_in((tmp_path / "page.html").read_text())
+    assert data["thresholds"][data["start"]] == 0.3
