@@ -30,6 +30,7 @@ from diffseg.options import (
     Model,
     Opacity,
     Out,
+    Palette,
     Photos,
     Polygons,
     Refine,
@@ -86,6 +87,7 @@ def segment(
     size: Size = 512,
     numbers: Annotated[bool, typer.Option("--numbers", help="Segments' numbers on the overlay.")] = False,
     opacity: Opacity = 0.5,
+    palette: Palette = "regions",
     coco: Coco = None,
     label_studio: LabelStudio = None,
     polygons: Polygons = False,
@@ -97,9 +99,9 @@ def segment(
         if not (photos or credits):
             raise UserError("no photos are given: name some, or folders of them, or try diffseg segment --demo")
         jobs = name_outputs(find_photos(credits or photos or []))
-        export = _exports(coco, label_studio, polygons, out, jobs, opacity)
+        export = _exports(coco, label_studio, polygons, out, jobs, opacity, palette)
         seg, settings = _load(out, model, revision, device, dtype, threshold, weights, timestep, options)
-        drawing = {"opacity": opacity, "numbers": numbers}
+        drawing = {"opacity": opacity, "numbers": numbers, "palette": palette}
         failed, records = process_files(lambda photo, path: seg.segment(photo, settings), jobs, out, model, drawing)
         export(records)
         for path, credit in credits.items():
@@ -134,6 +136,7 @@ def label(
     dtype: Dtype = None,
     size: Size = 512,
     opacity: Opacity = 0.5,
+    palette: Palette = "regions",
     coco: Coco = None,
     label_studio: LabelStudio = None,
     polygons: Polygons = False,
@@ -145,7 +148,7 @@ def label(
     with one_sentence():
         options = {"anchors": anchors, "iterations": iterations, "refine": refine, "size": size}
         jobs = name_outputs(find_photos(photos))
-        export = _exports(coco, label_studio, polygons, out, jobs, opacity)
+        export = _exports(coco, label_studio, polygons, out, jobs, opacity, palette)
         if sum(given is not None for given in (nouns, caption, captioner)) > 1:
             raise UserError("give only one of --nouns, --caption and --captioner")
         from diffseg.semantic import check_voting
@@ -159,7 +162,7 @@ def label(
             jobs,
             out,
             model,
-            {"opacity": opacity},
+            {"opacity": opacity, "palette": palette},
         )
         export(records)
     if failed:
@@ -176,13 +179,20 @@ def _demo(photos: list[Path] | None) -> dict[Path, str]:
 
 
 def _exports(
-    coco: Path | None, label_studio: Path | None, polygons: bool, out: Path, jobs: dict[str, Path], opacity: float
+    coco: Path | None,
+    label_studio: Path | None,
+    polygons: bool,
+    out: Path,
+    jobs: dict[str, Path],
+    opacity: float,
+    palette: str,
 ) -> Callable[[list[dict[str, Any]]], None]:
     """A function that writes photos' records for tools; what is wrong with its options is found before any work."""
     from diffseg import outputs
-    from diffseg.images import check_opacity
+    from diffseg.images import check_opacity, check_palette
 
     check_opacity(opacity)
+    check_palette(palette)
     files = {"--coco": coco, "--label-studio": label_studio}
     asked = {option: path for option, path in files.items() if path is not None}
     if polygons and not asked:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from diffseg.images import load_image, overlay, write_names
+from diffseg.images import load_image, overlay
 from diffseg.methods.naming import VOTINGS, check_voting, noun_maps, vote
 from diffseg.segmenter import DiffSeg, Segmentation, Settings, describe, save_results
 from diffseg.words import caption_of, distinct, noun_tokens
@@ -55,12 +55,12 @@ class LabelledSegmentation:
         taken = ", ".join(self.nouns[i] for i in np.unique(self.labels))
         return f"LabelledSegmentation({taken}; of {self.segmentation!r})"
 
-    def overlay(self, opacity: float = 0.5) -> Image.Image:
-        """The photo with its segments in colour (opacity 0..1), outlined, each with its name."""
-        return write_names(overlay(self.segmentation.image, self.labels, opacity), self.labels, self.nouns)
+    def overlay(self, opacity: float = 0.5, palette: str = "regions") -> Image.Image:
+        """The photo with its segments in colour, outlined, each with its name; see `Segmentation.overlay`."""
+        return overlay(self.segmentation.image, self.labels, opacity, palette, self.nouns)
 
     def save(self, folder: str | Path, name: str | None = None, **drawing: Any) -> Path:
-        """Writes what `diffseg label` writes into a folder, as `Segmentation.save`; drawing: opacity."""
+        """Writes what `diffseg label` writes into a folder, as `Segmentation.save`; drawing: opacity, palette."""
         return save_results(self, folder, name, self.segmentation.source, drawing)
 
     def segments(self) -> list[dict[str, Any]]:

@@ -5,7 +5,8 @@ from PIL import Image
 
 from tests.browser import Browser
 
-PAGE = """<!DOCTYPE html><title>start</title><style>body { background: #00f } #cover { position: fixed; inset: 0 }</style>
+PAGE = """<!DOCTYPE html><title>start</title>
+<style>body { background: #00f } #cover { position: fixed; inset: 0 }</style>
 <button id=free onclick="document.title = 'clicked'" style="margin-top: 3000px">x</button>
 <script>addEventListener("keydown", e => document.title = e.key)</script>"""
 
