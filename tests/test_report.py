@@ -20,7 +20,8 @@ from diffseg.eval.evaluation import evaluate
 from diffseg.eval.protocols import OneToOne
 from diffseg.eval.run import experiment_of
 from diffseg.eval.runs import find_run
-from diffseg.eval.show.report import class_rows, extremes, matched_classes, picture, spreads, write_report
+from diffseg.eval.show.examples import extremes, matched_classes, picture
+from diffseg.eval.show.report import class_rows, spreads, write_report
 from diffseg.images import distinct_colours
 
 CONTROLS = ["~segmenter@segmenters.diffseg", "+segmenter@segmenters.whole=whole", "+segmenter@segmenters.colour=colour"]
