@@ -5,7 +5,7 @@ from __future__ import annotations
 import colorsys
 import stat
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -294,7 +294,7 @@ def _far_apart(colours: np.ndarray, seen: Sequence[np.ndarray], count: int) -> n
     return colours[chosen[:count]]
 
 
-PALETTES = {"regions": palette, "safe": safe_palette}
+PALETTES: dict[str, Callable[[int], np.ndarray]] = {"regions": palette, "safe": safe_palette}
 
 
 def check_palette(name: str) -> None:

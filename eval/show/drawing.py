@@ -150,7 +150,7 @@ def curves(ablation: Ablation) -> Figure:
             if metric != "segments" and np.isfinite(found).any() and len(found) > 1:
                 best = int(np.nanargmax(found))
                 place = (ablation.values[best], found[best]) if ablation.numeric else (found[best], best)
-                axes.plot(*place, marker="o", markersize=9, markerfacecolor="none", markeredgecolor=_INK, zorder=4)
+                axes.scatter(*place, s=80, facecolors="none", edgecolors=_INK, zorder=4)
         _head(figure, ablation, panels[0])
     return figure
 

@@ -26,25 +26,23 @@ _SYMBOLS = {
 def method_facts(settings: Mapping[str, Any], note: str = "") -> list[Fact]:
     """The settings of a segmenter, by the paper's symbols where it has them; of DiffSeg all, of others what they have.
 
-    settings: its own, as summary.json has them.
+    settings: its own, as summary.json has them. note: below its name.
     """
-    made_by = str(settings.get("_target_", ""))
-    facts: list[Fact] = [("Method", "DiffSeg" if made_by == _MERGING else made_by.rpartition(".")[2], "")] * bool(
-        made_by
-    )
+    made_by = str(settings["_target_"])
+    facts: list[Fact] = [("Method", "DiffSeg" if made_by == _MERGING else made_by.rpartition(".")[2], note)]
     for key, value in settings.items():
         if key.startswith("_") or isinstance(value, Mapping) or (value is None and key != "weights"):
             continue
         if made_by == _MERGING and key == "relative":
             continue
-        text, unit = value_text(value), ""
+        text = value_text(value)
         if key == "threshold" and made_by == _MERGING:
-            unit = "of the median distance" if settings.get("relative") else "nats"
+            text += " of the median" if settings.get("relative") else " nats"
         elif key == "anchors":
             text = f"{text} × {text}"  # noqa: RUF001
         elif key == "weights":
             text = "proportional" if value is None else text
-        facts.append((_SYMBOLS.get(key, key.replace("_", " ")), text, unit))
+        facts.append((_SYMBOLS.get(key, key.replace("_", " ")), text, ""))
     return facts
 
 

@@ -17,7 +17,7 @@ from diffseg.files import write
 _METRICS = ("accuracy", "miou", "miou_low", "miou_high", "segments")
 
 
-def write_sweep(folder: Path, jobs: Sequence[Mapping[str, Any]], sets: Mapping[str, Shown], command: str = "") -> Path:
+def write_sweep(folder: Path, jobs: Sequence[dict[str, Any]], sets: Mapping[str, Shown], command: str = "") -> Path:
     """Writes FOLDER/sweep.html and returns its path.
 
     Args:
