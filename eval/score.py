@@ -206,7 +206,7 @@ def count_grid(truths: Sequence[np.ndarray], classes: int | None, predicted: tup
     tables = []
     for truth in truths:
         most = int(truth.max(initial=0)) + 1 if classes is None else classes
-        rows = np.where(truth < 0, most, truth)
+        rows = np.where(truth >= 0, truth, most)
         parts = [rows[down[c // GRID] : down[c // GRID + 1], right[c % GRID] : right[c % GRID + 1]] for c in full]
         tables.append(np.stack([np.bincount(part.ravel(), minlength=most + 1) for part in parts], 1))
     rows_of = np.array([len(table) for table in tables], np.int64) if classes is None else None
@@ -357,13 +357,13 @@ def _as_predicted(labels: np.ndarray, dataset: Dataset, original: tuple[int, ...
 
 @dataclass(frozen=True)
 class Counts:
-    """What counting gives. images: {segmenter: a row per image}. grid: a row per image. skipped: {key: why}. cropped:
-    images whose maps were of the whole photo's size and lost its ends."""
+    """What counting gives. images: {segmenter: a row per image}. skipped: {key: why}. cropped: images whose maps were
+    of the whole photo's size and lost its ends. grid: a row per image; None: not counted."""
 
     images: dict[str, pd.DataFrame]
-    grid: pd.DataFrame
     skipped: dict[str, str]
     cropped: int = 0
+    grid: pd.DataFrame | None = None
 
 
 def count_all(
@@ -414,19 +414,21 @@ def count_all(
     if not any(rows.values()):
         raise DataError(f"none of the {len(dataset)} images could be scored: {next(iter(skipped.values()))}")
     images = {name: pd.DataFrame(r) for name, r in rows.items()}
-    return Counts(images, pd.DataFrame(of_grid), dict(sorted(skipped.items())), cropped)
+    return Counts(images, dict(sorted(skipped.items())), cropped, pd.DataFrame(of_grid))
 
 
 # --- counts on disk ---------------------------------------------------------------------------------------------------
 
 
 def write_counts(run: Run, counts: Counts, counted_with: Mapping[str, str]) -> None:
-    """Writes SEGMENTER/images.parquet of each segmenter, and grid.parquet.
+    """Writes SEGMENTER/images.parquet of each segmenter, and grid.parquet where there is one.
 
     counted_with: {segmenter: hash of what made the counts}; those of the grid go with all of them.
     """
     files = {run.images(name): (rows, counted_with[name]) for name, rows in counts.images.items()}
-    for path, (rows, made_of) in {**files, run.grid: (counts.grid, _of_all(counted_with))}.items():
+    if counts.grid is not None:
+        files[run.grid] = (counts.grid, _of_all(counted_with))
+    for path, (rows, made_of) in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         facts = {"counted_with": made_of, "skipped": counts.skipped}
         table = pa.Table.from_pandas(rows, preserve_index=False)
@@ -453,7 +455,7 @@ def read_all_counts(run: Run, counted_with: Mapping[str, str], boundaries: bool)
     enough = all("boundaries" in images or not boundaries for images, _ in stored.values())
     if not (known and enough and of_grid["counted_with"] == _of_all(counted_with)):
         return None
-    return Counts({name: images for name, (images, _) in stored.items()}, grid, of_grid["skipped"])
+    return Counts({name: images for name, (images, _) in stored.items()}, of_grid["skipped"], grid=grid)
 
 
 def read_counts(run: Run, segmenter: str) -> tuple[pd.DataFrame, dict[str, Any]]:
@@ -561,7 +563,7 @@ def scores_of(
 def controls_of(counts: Counts, classes: Sequence[str], protocol: Protocol, background: int | None = None) -> dict:
     """{name: metrics as `scores_of`, and segments} of one segment and of a grid; {} under a protocol that reads names,
     or more than pixels."""
-    if protocol.needs_names or protocol.counts != "pixels":
+    if counts.grid is None or protocol.needs_names or protocol.counts != "pixels":
         return {}
     sums = [
         np.asarray(pixels).reshape(-1, len(n)).sum(1)

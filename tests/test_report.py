@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -16,17 +17,19 @@ from PIL import Image
 
 import diffseg
 from diffseg.datasets.folder import Folder
+from diffseg.datasets.transforms import nearest
 from diffseg.eval.evaluation import evaluate
 from diffseg.eval.protocols import Matching, OneToOne
 from diffseg.eval.run import command_of, experiment_of, hydras
 from diffseg.eval.runs import find_run
-from diffseg.eval.score import known_protocols
+from diffseg.eval.score import Annotations, count, count_grid, known_protocols
 from diffseg.eval.show import all_images
 from diffseg.eval.show.confusion import confusion, heat_map
 from diffseg.eval.show.examples import chosen, extremes, matched_classes, picture
 from diffseg.eval.show.report import class_rows, spreads, write_report
 from diffseg.eval.show.sweep import write_sweep
 from diffseg.images import distinct_colours
+from diffseg.methods.controls import Grid
 from tests.browser import Browser
 from tests.test_eval import command
 
@@ -463,6 +466,21 @@ def test_controls_are_those_that_methods_measure(tmp_path):
     _, _, page = reported(configured(*CONTROLS, *data, rules[0]), "scenes")
     assert page.count('<tr class="control">') == 1  # the grid; one segment is a method of this run
     assert "A grid of 3 x 3 show" in html.unescape(page) or "a grid of 3 x 3" in page
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (2, 5), (37, 53)])
+@pytest.mark.parametrize("onto", [None, (20, 20), (90, 41)])
+def test_a_grid_is_counted_as_its_label_map_would_be(shape, onto):
+    rng = np.random.default_rng(0)
+    grid = Grid().segment(SimpleNamespace(size=shape))
+    grid = grid if onto is None else nearest(grid, onto)
+    first, second = (rng.integers(-1, 4, grid.shape) for _ in range(2))
+    expected, counted = count(first, grid, 4), count_grid([first], 4, shape)
+    assert counted.segments.tolist() == expected.segments.tolist()
+    np.testing.assert_array_equal(counted.pixels, expected.pixels)
+    expected, counted = Annotations([first, second]).count(grid), count_grid([first, second], None, shape)
+    np.testing.assert_array_equal(counted.pixels, expected.pixels)
+    np.testing.assert_array_equal(counted.rows, expected.rows)
 
 
 def test_controls_by_hand(tmp_path):
