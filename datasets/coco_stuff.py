@@ -87,7 +87,7 @@ wall-stone, wall-tile, wall-wood, water-other, waterdrops, window-blind, window-
 
 
 def _names(text: str) -> tuple[str, ...]:
-    return tuple(" ".join(name.split()) for name in text.split(","))
+    return tuple(" ".join(name.split()).replace("- ", "-") for name in text.split(","))
 
 
 NAMES: dict[int, str] = dict(

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from diffseg import __version__
 from diffseg.errors import UserError, printable
-from diffseg.files import OUTPUTS, check_writable, write
+from diffseg.files import ATTENTION, OUTPUTS, check_writable, write
 from diffseg.options import (
     Anchors,
     Coco,
@@ -31,7 +32,6 @@ from diffseg.options import (
     Opacity,
     Out,
     Palette,
-    Photos,
     Polygons,
     Refine,
     Revision,
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from diffseg.semantic import LabelledSegmentation
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-_NAME_BYTES = 255 - max(map(len, OUTPUTS))  # file systems take names of 255 bytes
+_NAME_BYTES = 255 - max(map(len, (*OUTPUTS, ATTENTION)))  # file systems take names of 255 bytes
 
 
 def _version(asked: bool) -> None:
@@ -112,8 +112,11 @@ def segment(
 
 @app.command()
 def label(
-    photos: Photos,
+    photos: MaybePhotos = None,
     out: Out = Path("labels"),
+    demo: Annotated[
+        bool, typer.Option("--demo", help="Generated scenes, named by their own captions; drawn into the folder.")
+    ] = False,
     nouns: Annotated[str | None, typer.Option(help="What to look for: dog,grass,traffic light.")] = None,
     caption: Annotated[str | None, typer.Option(help="A sentence whose nouns to look for (needs spaCy).")] = None,
     captioner: Annotated[
@@ -137,36 +140,68 @@ def label(
     size: Size = 512,
     opacity: Opacity = 0.5,
     palette: Palette = "regions",
+    attention: Annotated[
+        bool, typer.Option("--attention", help="Also NAME.nouns.png: where each noun is attended to.")
+    ] = False,
     coco: Coco = None,
     label_studio: LabelStudio = None,
     polygons: Polygons = False,
 ) -> None:
     """Segments photos and names the segments by the nouns of a caption.
 
-    For each: NAME.labels.png (indices into the nouns), NAME.overlay.png and NAME.json (nouns, segments, settings).
+    For each: NAME.labels.png (indices into the nouns), NAME.overlay.png (a name that is unsure has a question mark)
+    and NAME.json (nouns, segments, settings).
     """
     with one_sentence():
         options = {"anchors": anchors, "iterations": iterations, "refine": refine, "size": size}
-        jobs = name_outputs(find_photos(photos))
+        words = _words_of_scenes(photos, out, (nouns, caption, captioner)) if demo else None
+        if not (photos or words):
+            raise UserError("no photos are given: name some, or folders of them, or try diffseg label --demo")
+        jobs = name_outputs(find_photos(words or photos or []))
         export = _exports(coco, label_studio, polygons, out, jobs, opacity, palette)
         if sum(given is not None for given in (nouns, caption, captioner)) > 1:
             raise UserError("give only one of --nouns, --caption and --captioner")
-        from diffseg.semantic import check_voting
+        from diffseg.semantic import check_voting, warning
         from diffseg.semantic import label as label_photo
 
         check_voting(voting)
-        words = _words(nouns, caption, captioner, device)
+        words_of = _words(nouns, caption, captioner, device) if words is None else lambda photo, path: words[path]
         seg, settings = _load(out, model, revision, device, dtype, threshold, weights, timestep, options)
+        if doubt := warning(seg):
+            typer.echo(doubt, err=True)
         failed, records = process_files(
-            lambda photo, path: label_photo(seg, photo, *words(photo, path), settings, voting),
+            lambda photo, path: label_photo(seg, photo, *words_of(photo, path), settings, voting),
             jobs,
             out,
             model,
-            {"opacity": opacity, "palette": palette},
+            {"opacity": opacity, "palette": palette, "attention": attention},
         )
         export(records)
     if failed:
         raise typer.Exit(1)
+
+
+@app.command()
+def web(
+    model: Annotated[list[str], typer.Option(help="As for segment; several can be chosen from on the page.")] = [  # noqa: B006
+        "mini"
+    ],
+    host: Annotated[
+        str, typer.Option(help="127.0.0.1: this machine alone; 0.0.0.0: whoever can reach it.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0: any that is free.")] = 7860,
+    device: Device = "auto",
+    dtype: Dtype = None,
+    size: Size = 512,
+    keep: Annotated[int, typer.Option(min=1, help="Photos whose attention is kept in memory, 150 MB each.")] = 4,
+) -> None:
+    """A page to try photos on in the browser (needs gradio: pip install "diffseg[web]")."""
+    with one_sentence():
+        if find_spec("gradio") is None:
+            raise UserError('the page needs gradio: pip install "diffseg[web]"')
+        from diffseg.web import serve
+
+        serve(model, host, port, device, dtype, keep, size)
 
 
 def _demo(photos: list[Path] | None) -> dict[Path, str]:
@@ -176,6 +211,18 @@ def _demo(photos: list[Path] | None) -> dict[Path, str]:
     from diffseg.demo import demo_photos
 
     return demo_photos()
+
+
+def _words_of_scenes(
+    photos: list[Path] | None, out: Path, words: tuple[str | None, ...]
+) -> dict[Path, tuple[tuple[str, ...], str]]:
+    """The scenes of label --demo, drawn into `out`, with their nouns and captions."""
+    if photos or any(given is not None for given in words):
+        raise UserError("--demo brings its own scenes and captions: leave out either it or yours")
+    from diffseg.demo import demo_scenes
+
+    check_writable(out, "choose another with --out")
+    return demo_scenes(out)
 
 
 def _exports(
@@ -198,7 +245,7 @@ def _exports(
     if polygons and not asked:
         raise UserError("--polygons is for the files of --coco and --label-studio: give one of them, or leave it out")
     taken = {path.absolute() for path in jobs.values()}
-    taken |= {(out / f"{name}{suffix}").absolute() for name in jobs for suffix in OUTPUTS}
+    taken |= {(out / f"{name}{suffix}").absolute() for name in jobs for suffix in (*OUTPUTS, ATTENTION)}
     for option, path in asked.items():
         if path.absolute() in taken:
             raise UserError(f"{option} {path} is also the name of another file of this call: choose another")
@@ -290,7 +337,9 @@ def find_photos(paths: Iterable[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if _is_folder(path):
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.endswith(OUTPUTS))
+            inside = sorted(
+                p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.endswith((*OUTPUTS, ATTENTION))
+            )
             if not inside:
                 raise UserError(f"the folder {path} has no photos ({', '.join(sorted(SUFFIXES))}) directly in it")
             found += inside

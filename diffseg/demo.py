@@ -1,11 +1,13 @@
-"""Photos to try that are installed anyway, with the credits that their licences ask for."""
+"""Photos to try that are installed anyway, with the credits that their licences ask for, and scenes with captions."""
 
 from __future__ import annotations
 
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 from diffseg.errors import UserError
+from diffseg.files import write
 
 _CC_BY = "CC BY 2.0, https://creativecommons.org/licenses/by/2.0/"
 # name: (package, the file in it, credit). scikit-learn's list names danielbuechele for the flower, too, but its page is
@@ -48,3 +50,27 @@ def demo_photo(name: str) -> Path:
 def demo_photos() -> dict[Path, str]:
     """{file: credit} of all PHOTOS."""
     return {demo_photo(name): credit for name, (_, _, credit) in PHOTOS.items()}
+
+
+SCENES = (3, 4, 7)  # of the held-out series
+
+
+def demo_scenes(folder: Path) -> dict[Path, tuple[tuple[str, ...], str]]:
+    """Draws generated scenes, of the kind that the embedded model has learned words from, into a folder.
+
+    Returns:
+        {file: (nouns, caption)}.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    from PIL import Image
+
+    from diffseg.datasets.scenes import TEST_SEED, scene
+
+    drawn = {}
+    for index in SCENES:
+        made, path = scene(TEST_SEED, index), folder / f"scene{index}.png"
+        write(path, partial(Image.fromarray(made.image).save, format="PNG"))
+        drawn[path] = tuple(noun for noun, _ in made.nouns), made.caption
+    return drawn

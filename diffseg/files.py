@@ -19,7 +19,8 @@ from typing import BinaryIO
 
 from diffseg.errors import printable
 
-OUTPUTS = (".labels.png", ".overlay.png", ".json")  # what the results of a photo add to its name
+OUTPUTS = (".labels.png", ".overlay.png", ".json")  # what the results of a photo add to its name,
+ATTENTION = ".nouns.png"  # and the sheet of its nouns' attention
 PARTIAL = ".partial"
 _LONGEST_NAME = 200  # bytes; file systems have room for 255, and suffixes may follow
 _ABANDONED_S = 86_400  # a temporary file that nobody has touched for a day belongs to nobody

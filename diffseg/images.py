@@ -390,6 +390,34 @@ def write_names(picture: Image.Image, labels: np.ndarray, names: Sequence[str], 
     return picture
 
 
+def heat(photo: Image.Image, amount: np.ndarray) -> Image.Image:
+    """A photo in dark grey, and in a bright colour where a map float [h, w], 0 to 1, is large."""
+    grown = Image.fromarray(amount.clip(0, 1).astype(np.float32)).resize(photo.size, Image.Resampling.BILINEAR)
+    share = np.asarray(grown)[..., None]
+    grey = np.asarray(photo.convert("L"), np.float32)[..., None] * 0.5
+    return Image.fromarray(((1 - share) * grey + share * np.array(_HEAT)).round().astype(np.uint8))
+
+
+_HEAT = (255.0, 196.0, 64.0)
+
+
+def beside(pictures: Sequence[Image.Image], titles: Sequence[str], columns: int = 6) -> Image.Image:
+    """Pictures of one size in rows of at most `columns`, each under its title, on white."""
+    width, height = pictures[0].size
+    letters, gap = max(11, round(width / 20)), max(2, round(width / 50))
+    font, above = ImageFont.load_default(letters), round(1.6 * letters)
+    columns = min(columns, len(pictures))
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (columns * (width + gap) - gap, rows * (above + height + gap) - gap), "white")
+    draw = ImageDraw.Draw(sheet)
+    for index, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
+        row, column = divmod(index, columns)
+        left, top = column * (width + gap), row * (above + height + gap)
+        draw.text((left + width / 2, top + above / 2), title, "black", font, "mm")
+        sheet.paste(picture, (left, top + above))
+    return sheet
+
+
 def label_image(labels: np.ndarray) -> Image.Image:
     """A label map int [H, W] as a grey PNG holds it: 8 bits where that is enough, else 16."""
     if labels.min() < 0 or labels.max() > 65535:

@@ -19,7 +19,7 @@ from pycocotools import mask as coco_mask
 from scipy.spatial import KDTree
 
 from diffseg import __version__
-from diffseg.files import OUTPUTS, write
+from diffseg.files import ATTENTION, OUTPUTS, write
 from diffseg.images import palette_image
 
 if TYPE_CHECKING:
@@ -31,12 +31,13 @@ _TOLERANCE = 1.0  # pixels: a polygon's side passes the corners of the outline b
 
 
 def write_results(
-    made: Segmentation | LabelledSegmentation, stem: Path, photo: str | Path, **drawing: Any
+    made: Segmentation | LabelledSegmentation, stem: Path, photo: str | Path, attention: bool = False, **drawing: Any
 ) -> dict[str, Any]:
     """Writes NAME.labels.png, NAME.overlay.png and, last, NAME.json; each appears whole or not at all.
 
     Args:
-        stem: folder / NAME. photo: its path, for the record. drawing: how the overlay is drawn (`made.overlay`).
+        stem: folder / NAME. photo: its path, for the record. attention: of a LabelledSegmentation, NAME.nouns.png,
+            too: its sheet. drawing: how the overlay is drawn (`made.overlay`).
 
     Returns:
         The record.
@@ -49,6 +50,9 @@ def write_results(
     colours = drawing.get("palette", "regions")
     write(labels, lambda f: palette_image(made.labels, colours).save(f, "PNG"))
     write(picture, lambda f: made.overlay(**drawing).save(f, "PNG"))
+    if attention:
+        sheet = made.sheet()  # type: ignore[union-attr]
+        write(stem.with_name(stem.name + ATTENTION), lambda f: sheet.save(f, "PNG"))
     write(record, json.dumps(held, indent=1) + "\n")
     return held
 

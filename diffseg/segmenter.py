@@ -29,6 +29,7 @@ from diffseg.resizing import prepare, working_size
 
 if TYPE_CHECKING:
     from diffseg.backbones.base import Backbone
+    from diffseg.explorer import Explorer
     from diffseg.semantic import LabelledSegmentation
 
 PAPER_THRESHOLD = 1.1
@@ -245,6 +246,24 @@ class DiffSeg:
             ImageError: the photo cannot be used. UserError: a setting is out of range.
         """
         return self.observe_as(load_image(image), self.settings(timestep=timestep, size=size), prompt)
+
+    def explore(
+        self,
+        image: Image.Image | np.ndarray | str | Path,
+        nouns: Sequence[str] | None = None,
+        *,
+        caption: str | None = None,
+        timestep: int | None = None,
+        size: int = 512,
+    ) -> Explorer:
+        """Looks at a photo once, for an interface: see `diffseg.explorer.Explorer`.
+
+        >>> explorer = seg.explore("photo.jpg")
+        >>> len(explorer.segmentation(0.5)), explorer.attention_at(120, 80).aggregated
+        """
+        from diffseg.explorer import Explorer
+
+        return Explorer(self, image, nouns, caption=caption, timestep=timestep, size=size)
 
     def observe_as(self, photo: np.ndarray, settings: Settings, prompt: str | None = None) -> Observed:
         """`observe` for a photo uint8 [H, W, 3], with the size and time step of settings."""

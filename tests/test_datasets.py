@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -19,7 +20,7 @@ from diffseg.datasets.ade20k import Ade20k
 from diffseg.datasets.base import DataError, part_of
 from diffseg.datasets.cityscapes import Cityscapes
 from diffseg.datasets.coco_object import CocoObject
-from diffseg.datasets.coco_stuff import NAMES, CocoStuff27, CocoStuff171
+from diffseg.datasets.coco_stuff import FINE, FINE_NOUNS, NAMES, CocoStuff27, CocoStuff171
 from diffseg.datasets.folder import Folder
 from diffseg.datasets.pascal_context import PascalContext
 from diffseg.datasets.pascal_voc import PascalVoc
@@ -363,6 +364,16 @@ def coco(tmp_path):
         photo(root / "val2017" / f"{key}.jpg", pixels.shape[::-1])
         label(root / "stuffthingmaps" / "val2017" / f"{key}.png", pixels)
     return root
+
+
+def test_the_names_of_coco_stuff_are_words():
+    assert {"ceiling-tile", "structural-other", "traffic light"} <= set(FINE)
+    assert (FINE_NOUNS["tile ceiling"], FINE_NOUNS["structural"]) == (
+        FINE.index("ceiling-tile"),
+        FINE.index("structural-other"),
+    )
+    assert all(re.fullmatch(r"[a-z]+([ -][a-z]+)*", name) for name in FINE)
+    assert all(re.fullmatch(r"[a-z]+( [a-z]+)*", noun) for noun in FINE_NOUNS)
 
 
 def test_coco_object(coco, monkeypatch):

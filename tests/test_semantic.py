@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -27,8 +28,10 @@ from diffseg.attention import Look, Observation
 from diffseg.backbones.base import EMBEDDED
 from diffseg.captions import CAPTIONER, Captioner, CaptionError, load_tagger, nouns_of
 from diffseg.cli import app
-from diffseg.datasets.scenes import Scenes, scene
-from diffseg.eval.semantic import BOUND, CONTROL, named, score
+from diffseg.datasets.coco_stuff import CLASSES
+from diffseg.datasets.scenes import TEST_SEED, Scenes, scene
+from diffseg.demo import SCENES
+from diffseg.eval.semantic import BOUND, CONTROL, NamedPhotos, named, score
 from diffseg.images import write_names
 from diffseg.observed import Batch
 from diffseg.segmenter import Segmentation, Settings
@@ -193,7 +196,9 @@ def three_segments() -> LabelledSegmentation:
     proposals = np.full((3, 2, 2), 0.25, np.float32)
     unmerged = Segmentation(labels, proposals, image, "none", "float32", Settings((1.0,)), {})
     nouns = ("sky", "dog", "grass")
-    return LabelledSegmentation(np.int32([1, 0, 1])[labels], nouns, scores, unmerged, caption_of(nouns), "mean")
+    attention = np.float32([[[0, 0], [2, 2]], [[2, 2], [0, 0]], [[1, 1], [1, 1]]])
+    merged = np.int32([1, 0, 1])[labels]
+    return LabelledSegmentation(merged, nouns, scores, unmerged, caption_of(nouns), "mean", attention)
 
 
 def test_segments_of_one_noun_are_one():
@@ -208,6 +213,37 @@ def test_segments_of_one_noun_are_one():
     for segment in record["segments"]:
         np.testing.assert_array_equal(coco_mask.decode(segment["segmentation"]) > 0, made.labels == segment["id"])
     json.dumps(record)
+
+
+def test_a_name_is_unsure_where_another_nouns_score_is_nearly_as_high():
+    """sky: 1.5 against 1 is .67 of it. dog, the mean of (0, 2, 1) and (0, 3, 1) by area 2 to 1: 2.33 against 1."""
+    made = three_segments()
+    assert [(name["noun"], name["score"], name["unsure"]) for name in made.named()] == [
+        ("sky", 1.5, False),
+        ("dog", 2.3333, False),
+    ]
+    made.scores[1, 2] = 1.2  # of 1.5: .8
+    assert [name["unsure"] for name in made.named()] == [True, False]
+    assert [segment["unsure"] for segment in made.as_dict()["segments"]] == [True, False]
+    doubted = np.asarray(made.overlay(0)).astype(int)
+    made.scores[1, 2] = 0
+    assert np.abs(doubted - np.asarray(made.overlay(0))).max() > 100  # the question mark
+
+
+def test_with_one_noun_there_is_nothing_to_be_unsure_of():
+    made = three_segments()
+    alone = replace(made, nouns=("dog",), scores=made.scores[:, 1:2], labels=np.zeros_like(made.labels))
+    assert [name["unsure"] for name in alone.named()] == [False]
+
+
+def test_the_sheet_shows_where_each_noun_is_attended_to():
+    """Photo, segments, sky (below), dog (above), grass (nowhere in particular): bright there."""
+    sheet = np.asarray(three_segments().sheet(side=64).convert("L")).astype(int)
+    panels = np.split(sheet[-64:], np.arange(65, 5 * 65, 65), axis=1)  # 64 pixels and a gap
+    sky, dog, grass = (panel[:, 4:60] for panel in panels[2:])
+    assert sky[56:].min() > sky[:8].max() + 80
+    assert dog[:8].min() > dog[56:].max() + 80
+    assert np.ptp(grass) == 0
 
 
 def test_names_are_written_inside_their_segments():
@@ -406,6 +442,21 @@ def test_the_command_in_a_real_process(photo, tmp_path):
         np.testing.assert_array_equal(coco_mask.decode(segment["segmentation"]) > 0, labels == segment["id"])
 
 
+def test_the_demo_names_scenes_by_their_own_captions_and_says_how_far_to_trust_it(tmp_path):
+    ran = run("--demo", "--out", tmp_path, "--attention", *SMALL)
+    assert ran.exit_code == 0, ran.stderr
+    assert "% of the segments of generated scenes right" in ran.stderr
+    for index in SCENES:
+        record = json.loads((tmp_path / f"scene{index}.json").read_text())
+        assert record["caption"] == scene(TEST_SEED, index).caption
+        sheet = Image.open(tmp_path / f"scene{index}.nouns.png")
+        assert sheet.width > sheet.height
+    assert run(tmp_path, "--out", tmp_path / "again", "--nouns", "sky", *SMALL).exit_code == 0
+    assert len(list((tmp_path / "again").glob("*.json"))) == len(SCENES)  # sheets are no photos
+    assert "leave out either it or yours" in run("--demo", "--nouns", "sky", "--out", tmp_path, *SMALL).stderr
+    assert "try diffseg label --demo" in run("--nouns", "sky", "--out", tmp_path, *SMALL).stderr
+
+
 def test_broken_files_are_named_and_the_rest_is_done(photo, tmp_path):
     ran = run(photo, tmp_path / "none.jpg", "--nouns", "sky,road", "--voting", "majority", "--out", tmp_path, *SMALL)
     assert ran.exit_code == 1
@@ -531,3 +582,18 @@ def test_the_evaluation_in_a_real_process(tmp_path):
     for words in ("mini on 1 generated scenes", "majority", "mIoU", CONTROL):
         assert words in ran.stdout
     assert set(json.loads((tmp_path / "out.json").read_text())["naming"]) == {"mean", "majority", CONTROL, BOUND}
+
+
+def test_the_words_of_a_photo_are_the_fine_names_of_what_covers_a_hundredth_of_it(tmp_path):
+    """Left half dog (17), right half brick wall (170), above it less than a hundredth of person (0)."""
+    values = np.full((100, 100), 17, np.uint8)
+    values[:, 50:] = 170
+    values[:9, 91:] = 0
+    values[50:, :10] = 255
+    for folder, image in (("val2017", np.zeros((100, 100, 3), np.uint8)), ("stuffthingmaps/val2017", values)):
+        (tmp_path / folder).mkdir(parents=True)
+        suffix = "jpg" if image.ndim == 3 else "png"
+        Image.fromarray(image).save(tmp_path / folder / f"000000000001.{suffix}")
+    words = NamedPhotos(tmp_path, split="all", size=100).words("000000000001", "captions")
+    names = [CLASSES[index] for _, index in words.nouns]
+    assert (words.text, names) == ("a photo of brick wall and dog", ["wall-stuff", "animal-things"])

@@ -41,7 +41,7 @@ class Backbone(ABC):
 
     `network`, `layers`, `tokens`, `forward` and `multiple` make one.
 
-    name: what results call it. defaults: the settings that the model's folder recommends ("threshold", "timestep").
+    name: what results call it. defaults: what the model's folder recommends (`recommended`).
     """
 
     name: str
@@ -171,7 +171,8 @@ def maps_bytes(grids: Collection[Size], count: int) -> int:
 
 
 def recommended(name: str) -> dict[str, Any]:
-    """What is recommended for a local model: "threshold", "timestep"; {} where nothing is.
+    """What is recommended for a local model, "threshold", "timestep", and "names_right", the share of segments that it
+    names right (`diffseg.eval.semantic`); {} where nothing is.
 
     Its folder may say so (diffseg.json). The time step of a flow model is another than the paper's in any case.
 

@@ -27,7 +27,7 @@ import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -35,8 +35,10 @@ import typer
 
 from diffseg.backbones.diffusion import DiffusionModel
 from diffseg.cli import one_sentence
+from diffseg.datasets.scenes import TUNE_SEED, Scenes
 from diffseg.devices import resolve_device
 from diffseg.errors import UserError
+from diffseg.eval.semantic import score
 from diffseg.files import check_writable
 from diffseg.mini import checkpoints
 from diffseg.mini.autoencoder import latents, train_autoencoder
@@ -47,10 +49,12 @@ from diffseg.mini.pictures import pictures
 from diffseg.mini.recipe import RECIPE, Autoencoding, Denoising, Drawing, Recipe, Start, Words
 from diffseg.mini.text import new_text_encoder, token_ids, train_tokenizer
 from diffseg.mini.words import train_words
+from diffseg.segmenter import DiffSeg
 
 
 def recommend(folder: Path, device: str) -> None:
-    """Writes a time step and a threshold, chosen on the tuning scenes, to folder/diffseg.json.
+    """Writes a time step and a threshold, chosen on the tuning scenes, and the share of their segments whose names are
+    right then ("names_right"), to folder/diffseg.json.
 
     The time step with the best mIoU; of the thresholds the largest whose mIoU is within one standard error of the best
     (Breiman's rule): what scenes cannot tell apart is decided for fewer segments, since photos have more surplus ones.
@@ -58,10 +62,13 @@ def recommend(folder: Path, device: str) -> None:
     model = DiffusionModel.from_pretrained(str(folder), device=device)
     rough = tune(model, (100, 300, 500), [0.2 * 1.25**i for i in range(12)], 40)[0]
     rows = tune(model, [rough["timestep"]], [round(rough["threshold"] * 1.1**i, 2) for i in range(-2, 6)], 90)
-    checkpoints.write(folder / "diffseg.json", json.dumps(fewest(rows)) + "\n")
+    chosen = fewest(rows)
+    named = score(DiffSeg(model), Scenes(90, TUNE_SEED), DiffSeg(model).settings(**chosen))["mean"]
+    chosen["names_right"] = round(named["segment_accuracy"], 3)
+    checkpoints.write(folder / "diffseg.json", json.dumps(chosen) + "\n")
 
 
-def fewest(rows: Sequence[dict]) -> dict[str, float]:
+def fewest(rows: Sequence[dict]) -> dict[str, Any]:
     """{"threshold", "timestep"} of the row of `tune` with the largest threshold within a standard error of the best."""
     enough = rows[0]["miou"] - rows[0]["miou_error"]
     chosen = max((row for row in rows if row["miou"] >= enough), key=lambda row: row["threshold"])
