@@ -39,6 +39,7 @@ from diffseg.options import (
     Nouns,
     Opacity,
     Out,
+    Palette,
     Polygons,
     Preset,
     Refine,
@@ -96,6 +97,7 @@ def segment(
     size: Size = 512,
     numbers: Annotated[bool, typer.Option("--numbers", help="Segments' numbers on the overlay.")] = False,
     opacity: Opacity = 0.5,
+    palette: Palette = "regions",
     coco: Coco = None,
     label_studio: LabelStudio = None,
     polygons: Polygons = False,
@@ -105,9 +107,9 @@ def segment(
         options = chosen(context, preset)
         credits = _demo(photos) if demo else {}
         jobs = name_outputs(find_photos(_given(photos, credits, "segment")))
-        export = _exports(coco, label_studio, polygons, out, jobs, opacity)
+        export = _exports(coco, label_studio, polygons, out, jobs, opacity, palette)
         seg, settings = _load(out, device, dtype, **options)
-        drawing = {"opacity": opacity, "numbers": numbers}
+        drawing = {"opacity": opacity, "numbers": numbers, "palette": palette}
         failed, records = process_files(
             lambda photo, path: seg.segment(photo, settings), jobs, out, options["model"], drawing
         )
@@ -149,6 +151,7 @@ def label(
     dtype: Dtype = None,
     size: Size = 512,
     opacity: Opacity = 0.5,
+    palette: Palette = "regions",
     attention: Annotated[
         bool, typer.Option("--attention", help="Also NAME.nouns.png: where each noun is attended to.")
     ] = False,
@@ -165,7 +168,7 @@ def label(
         options = chosen(context, preset)
         words = _words_of_scenes(photos, out, (nouns, caption, captioner)) if demo else None
         jobs = name_outputs(find_photos(_given(photos, words or {}, "label")))
-        export = _exports(coco, label_studio, polygons, out, jobs, opacity)
+        export = _exports(coco, label_studio, polygons, out, jobs, opacity, palette)
         if sum(given is not None for given in (nouns, caption, captioner)) > 1:
             raise UserError("give only one of --nouns, --caption and --captioner")
         from diffseg.semantic import check_voting, warning
@@ -181,7 +184,7 @@ def label(
             jobs,
             out,
             options["model"],
-            {"opacity": opacity, "attention": attention},
+            {"opacity": opacity, "palette": palette, "attention": attention},
         )
         export(records)
     if failed:
@@ -404,13 +407,20 @@ def _words_of_scenes(
 
 
 def _exports(
-    coco: Path | None, label_studio: Path | None, polygons: bool, out: Path, jobs: dict[str, Path], opacity: float
+    coco: Path | None,
+    label_studio: Path | None,
+    polygons: bool,
+    out: Path,
+    jobs: dict[str, Path],
+    opacity: float,
+    palette: str,
 ) -> Callable[[list[dict[str, Any]]], None]:
     """A function that writes photos' records for tools; what is wrong with its options is found before any work."""
     from diffseg import outputs
-    from diffseg.images import check_opacity
+    from diffseg.images import check_opacity, check_palette
 
     check_opacity(opacity)
+    check_palette(palette)
     files = {"--coco": coco, "--label-studio": label_studio}
     asked = {option: path for option, path in files.items() if path is not None}
     if polygons and not asked:

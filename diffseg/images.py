@@ -5,15 +5,16 @@ from __future__ import annotations
 import colorsys
 import stat
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps, UnidentifiedImageError
 
-from diffseg.errors import UserError
+from diffseg.errors import UserError, did_you_mean
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".avif"})
 MIN_SIDE = 16
@@ -199,13 +200,15 @@ def _places() -> np.ndarray:
     return np.array([[mirrored(i, 2), mirrored(i, 3)] for i in range(2, _PLACES + 2)])
 
 
-def region_colours(labels: np.ndarray) -> np.ndarray:
-    """The colour of each label of a map int [H, W], >= 0: uint8 [max + 1, 3], from `palette`; no two share one.
+def region_colours(labels: np.ndarray, palette: str = "regions") -> np.ndarray:
+    """The colour of each label of a map int [H, W], >= 0: uint8 [max + 1, 3]; no two share one.
 
     A region's colour comes from its place, not from its number. Of a fixed sequence of points that fills the picture,
     each asks for one of the first eight colours; a region has the first that one of its points asks for and that no
     region with an earlier point has, or else the first that is free. So colours stay, but for few, when other regions
     merge or split, and merged regions have the colour of one of them.
+
+    palette: one of PALETTES.
     """
     rows, columns = (_places()[:, ::-1] * labels.shape).astype(int).T
     points: dict[int, list[int]] = {}  # of each region, the regions in the order of their first points
@@ -218,7 +221,7 @@ def region_colours(labels: np.ndarray) -> np.ndarray:
         asked = (index % _ASKED for index in points.get(label, ()))
         chosen[label] = next((colour for colour in asked if colour in free), next(iter(free)))
         del free[chosen[label]]
-    return palette(count + _ASKED)[chosen]
+    return PALETTES[palette](count + _ASKED)[chosen]
 
 
 # From linear RGB to Oklab, in which equal distances look about equally different (Ottosson, 2020).
@@ -226,11 +229,17 @@ _TO_CONES = ((0.4122, 0.5363, 0.0514), (0.2119, 0.6807, 0.1074), (0.0883, 0.2817
 _TO_OKLAB = ((0.2105, 0.7936, -0.0041), (1.9780, -2.4286, 0.4506), (0.0259, 0.7828, -0.8087))
 
 
-def _oklab(colours: np.ndarray) -> np.ndarray:
-    """float [n, 3]: lightness, two axes of colour. colours: uint8 [n, 3], sRGB."""
+def _oklab(colours: np.ndarray, vision: Any = None) -> np.ndarray:
+    """float [n, 3]: lightness, two axes of colour. colours: [n, 3], sRGB, 0..255. vision: of linear RGB, [3, 3]."""
     x = colours / 255
     linear = np.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4)
+    linear = linear if vision is None else np.clip(linear @ np.transpose(vision), 0, 1)
     return np.cbrt(linear @ np.transpose(_TO_CONES)) @ np.transpose(_TO_OKLAB)
+
+
+# Linear RGB as eyes see it that lack the cones for red, and those for green (Viénot, Brettel, Mollon, 1999).
+_NO_RED = ((0.1124, 0.8876, 0.0), (0.1124, 0.8876, 0.0), (0.0040, -0.0040, 1.0))
+_NO_GREEN = ((0.2928, 0.7072, 0.0), (0.2928, 0.7072, 0.0), (-0.0223, 0.0223, 1.0))
 
 
 @lru_cache
@@ -239,18 +248,59 @@ def distinct_colours(count: int) -> np.ndarray:
 
     `palette` is for neighbours that must differ; here any two must, as far as the eye and the count allow.
     """
-    steps = np.arange(0, 256, 15, dtype=np.uint8)
-    colours = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)
+    colours = _candidates()
     places = _oklab(colours)
     chroma = np.hypot(places[:, 1], places[:, 2])
     calm = (places[:, 0] > 0.4) & (places[:, 0] < 0.9) & (chroma > 0.07) & (chroma < 0.19)
-    colours, places = colours[calm], places[calm]
+    return _far_apart(colours[calm], [places[calm]], count)
+
+
+@lru_cache
+def safe_palette(count: int) -> np.ndarray:
+    """As `distinct_colours`, also to eyes that lack the cones for red or green; after the first 128 as `palette`.
+
+    They differ in lightness more than in hue.
+    """
+    colours = _candidates()
+    seen = [_oklab(colours, vision) for vision in (np.eye(3), _NO_RED, _NO_GREEN)]
+    visible = (seen[0][:, 0] > 0.3) & (seen[0][:, 0] < 0.95) & (np.hypot(seen[0][:, 1], seen[0][:, 2]) > 0.09)
+    chosen = _far_apart(colours[visible], [places[visible] for places in seen], min(count, _SAFE))
+    known = set(map(tuple, chosen.tolist()))
+    more = [colour for colour in palette(count).tolist() if tuple(colour) not in known] if count > _SAFE else []
+    return np.concatenate([chosen, np.array(more, np.uint8).reshape(-1, 3)])[:count]
+
+
+_SAFE = 128
+
+
+def _candidates() -> np.ndarray:
+    """Colours to choose from, uint8 [n, 3]: a grid in RGB."""
+    steps = np.arange(0, 256, 15, dtype=np.uint8)
+    return np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)
+
+
+def _far_apart(colours: np.ndarray, seen: Sequence[np.ndarray], count: int) -> np.ndarray:
+    """The first `count` colours of uint8 [n, 3] of which each is farthest from those before it, from a blue on.
+
+    seen: their places float [n, 3], as one or several kinds of eyes see them; the kind that sees least decides.
+    """
     chosen = [int(np.abs(colours - np.array([60, 105, 180])).sum(1).argmin())]
     gap = np.full(len(colours), np.inf)
     for _ in range(count - 1):
-        gap = np.minimum(gap, np.linalg.norm(places - places[chosen[-1]], axis=1))
+        for places in seen:
+            gap = np.minimum(gap, np.linalg.norm(places - places[chosen[-1]], axis=1))
         chosen.append(int(gap.argmax()))
     return colours[chosen[:count]]
+
+
+PALETTES: dict[str, Callable[[int], np.ndarray]] = {"regions": palette, "safe": safe_palette}
+
+
+def check_palette(name: str) -> None:
+    """Raises UserError where there is no palette of this name."""
+    if name not in PALETTES:
+        known = " or ".join(PALETTES)
+        raise UserError(f"the palette must be {known}, got {name!r}{did_you_mean(name, list(PALETTES))}")
 
 
 def check_opacity(opacity: float) -> None:
@@ -259,25 +309,65 @@ def check_opacity(opacity: float) -> None:
         raise UserError(f"opacity must be 0 (the photo alone) to 1 (colours alone), got {opacity:g}")
 
 
-def overlay(image: np.ndarray, labels: np.ndarray, opacity: float = 0.5) -> Image.Image:
-    """The photo (uint8 [H, W, 3]) under its segments (int [H, W], >= 0) in colour, with white outlines.
+def overlay(
+    image: np.ndarray,
+    labels: np.ndarray,
+    opacity: float = 0.5,
+    palette: str = "regions",
+    names: Sequence[str] | None = None,
+) -> Image.Image:
+    """The photo (uint8 [H, W, 3]) under its segments (int [H, W], >= 0) in colour, outlined in white with a dark rim.
 
-    Colours are those of `region_colours`.
+    Colours are those of `region_colours`, lighter or darker where the photo has nearly the same, so that a tint is seen
+    on any photo; the two-tone outline is seen on bright and on dark ones.
+
+    Args:
+        opacity: of the colours, 0 (the photo alone) to 1 (colours alone). palette: one of PALETTES. names: of the
+            labels, to be written on them.
 
     Raises:
-        UserError: opacity outside 0..1.
+        UserError: opacity outside 0..1, or an unknown palette.
     """
     check_opacity(opacity)
+    check_palette(palette)
     if labels.max() > 65535:  # numbers of something, not of segments: no colours for those that do not occur
-        labels = np.unique(labels, return_inverse=True)[1].reshape(labels.shape)
-    colours = Image.fromarray(region_colours(labels)[labels])
-    mixed = np.array(Image.blend(Image.fromarray(image), colours, opacity))
+        numbers, labels = np.unique(labels, return_inverse=True)
+        names, labels = names and [names[n] for n in numbers], labels.reshape(image.shape[:2])
+    colours = region_colours(labels, palette)
+    if opacity < 1:
+        colours = _off_photo(colours, image, labels)
+    mixed = np.array(Image.blend(Image.fromarray(image), Image.fromarray(colours[labels]), opacity))
+    width = max(1, round(max(labels.shape) / 400))
+    line = _outlines(labels, width)
+    around = ImageFilter.MaxFilter(2 * max(1, width // 2) + 1)
+    rim = (np.asarray(Image.fromarray(line.astype(np.uint8)).filter(around)) > 0) & ~line
+    mixed[rim] = mixed[rim] * _RIM
+    mixed[line] = 255
+    picture = Image.fromarray(mixed)
+    return picture if names is None else write_names(picture, labels, names)
+
+
+_RIM = 0.45  # brightness that the dark rim of an outline leaves
+_NEAR = 0.16  # in Oklab: a tint this near to the photo's own colour is hardly seen
+
+
+def _off_photo(colours: np.ndarray, image: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The colours uint8 [n, 3] of labels, halfway to white or black where the photo's mean there is nearly the same."""
+    areas = np.bincount(labels.ravel(), minlength=len(colours))
+    sums = [np.bincount(labels.ravel(), image[..., c].ravel(), len(colours)) for c in range(3)]
+    of_photo = _oklab(np.stack(sums, 1) / np.maximum(areas, 1)[:, None])
+    near = np.linalg.norm(_oklab(colours) - of_photo, axis=1) < _NEAR
+    away = np.where(of_photo[:, :1] < 0.6, 255, 0)
+    return np.where(near[:, None], (colours.astype(int) + away) // 2, colours).astype(np.uint8)
+
+
+def _outlines(labels: np.ndarray, width: int) -> np.ndarray:
+    """bool [H, W]: the pixels to the right of and below a border between labels, `width` of them."""
     edge = np.zeros(labels.shape, bool)
-    for step in range(1, max(2, round(max(labels.shape) / 400)) + 1):  # about 1/400 of the picture thick
+    for step in range(1, width + 1):
         edge[:, step:] |= labels[:, step:] != labels[:, :-step]
         edge[step:] |= labels[step:] != labels[:-step]
-    mixed[edge] = 255
-    return Image.fromarray(mixed)
+    return edge
 
 
 def write_names(picture: Image.Image, labels: np.ndarray, names: Sequence[str], size: int | None = None) -> Image.Image:
@@ -337,12 +427,12 @@ def label_image(labels: np.ndarray) -> Image.Image:
     return Image.fromarray(labels.astype(np.uint8 if labels.max() < 256 else np.uint16))
 
 
-def palette_image(labels: np.ndarray) -> Image.Image:
+def palette_image(labels: np.ndarray, palette: str = "regions") -> Image.Image:
     """A label map int [H, W] as a PNG that shows the overlay's colours and holds the numbers, as indices of a palette.
 
-    A palette has 256 colours: with larger numbers it is `label_image`'s, without colours.
+    A PNG's palette has 256 colours: with larger numbers it is `label_image`'s, without colours.
     """
     image = label_image(labels)
     if labels.max() < 256:
-        image.putpalette(region_colours(labels).tobytes())
+        image.putpalette(region_colours(labels, palette).tobytes())
     return image

@@ -26,6 +26,9 @@ LabelStudio = Annotated[
 ]
 Polygons = Annotated[bool, typer.Option("--polygons", help="Polygons in the files of --coco and --label-studio.")]
 Opacity = Annotated[float, typer.Option(help="Of the overlay's colours: 0, the photo alone, to 1.")]
+Palette = Annotated[
+    str, typer.Option(help="Of segments: regions, or safe for eyes that lack the cones for red or green.")
+]
 Out = Annotated[Path, typer.Option(help="Folder for the results.")]
 Model = Annotated[str, typer.Option(help="Embedded model, Hugging Face hub id, or folder in diffusers' layout.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]

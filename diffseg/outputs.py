@@ -45,7 +45,8 @@ def write_results(
     """
     labels, picture, record = (stem.with_name(stem.name + suffix) for suffix in OUTPUTS)
     held = {"photo": str(photo), **made.as_dict()}
-    write(labels, lambda f: palette_image(made.labels).save(f, "PNG"))
+    colours = drawing.get("palette", "regions")
+    write(labels, lambda f: palette_image(made.labels, colours).save(f, "PNG"))
     write(picture, lambda f: made.overlay(**drawing).save(f, "PNG"))
     if attention:
         sheet = made.sheet()  # type: ignore[union-attr]

@@ -20,7 +20,7 @@ from diffseg.attention import Look, Needs, Observation, Size
 from diffseg.backbones.base import PAPER_TIMESTEP
 from diffseg.errors import UserError
 from diffseg.files import check_writable, is_file_name
-from diffseg.images import load_image, overlay, write_names
+from diffseg.images import load_image, overlay
 from diffseg.methods.base import as_numpy
 from diffseg.methods.merging import Settings, labels_of, proposals
 from diffseg.observed import Batch, Observed
@@ -63,24 +63,25 @@ class Segmentation:
         segments = f"{len(self)} segment{'s' * (len(self) != 1)}"
         return f"Segmentation({segments}, {width} x {height} pixels, model {self.model}, threshold {taus})"
 
-    def overlay(self, opacity: float = 0.5, numbers: bool = False) -> Image.Image:
+    def overlay(self, opacity: float = 0.5, numbers: bool = False, palette: str = "regions") -> Image.Image:
         """The photo with its segments in colour and outlined.
 
         Args:
             opacity: of the colours, 0 (the photo alone) to 1. numbers: write each segment's number on it.
+            palette: "regions", or "safe", whose colours also differ to eyes that lack the cones for red or green.
 
         Raises:
-            UserError: opacity outside 0..1.
+            UserError: opacity outside 0..1, or an unknown palette.
         """
-        picture = overlay(self.image, self.labels, opacity)
-        return write_names(picture, self.labels, [str(i) for i in range(len(self))]) if numbers else picture
+        names = [str(number) for number in range(len(self))] if numbers else None
+        return overlay(self.image, self.labels, opacity, palette, names)
 
     def save(self, folder: str | Path, name: str | None = None, **drawing: Any) -> Path:
         """Writes what `diffseg segment` writes, NAME.labels.png, NAME.overlay.png and NAME.json, into a folder.
 
         Args:
             folder: made where it is missing. name: None: that of the photo's file, "photo" where it was no file.
-            drawing: opacity, numbers of the overlay.
+            drawing: opacity, numbers, palette of the overlay.
 
         Returns:
             Folder / NAME.

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from diffseg.images import beside, heat, load_image, overlay, write_names
+from diffseg.images import beside, heat, load_image, overlay
 from diffseg.methods.naming import VOTINGS, check_voting, noun_maps, vote
 from diffseg.segmenter import DiffSeg, Segmentation, Settings, describe, save_results
 from diffseg.words import caption_of, distinct, noun_tokens
@@ -63,9 +63,12 @@ class LabelledSegmentation:
         taken = ", ".join(self.nouns[i] for i in np.unique(self.labels))
         return f"LabelledSegmentation({taken}; of {self.segmentation!r})"
 
-    def overlay(self, opacity: float = 0.5) -> Image.Image:
-        """The photo with its segments in colour (opacity 0..1), outlined, each with its name; unsure: with "?"."""
-        return write_names(overlay(self.segmentation.image, self.labels, opacity), self.labels, self.titles())
+    def overlay(self, opacity: float = 0.5, palette: str = "regions") -> Image.Image:
+        """The photo with its segments in colour, outlined, each with its name, with "?" where it is unsure.
+
+        See `Segmentation.overlay`.
+        """
+        return overlay(self.segmentation.image, self.labels, opacity, palette, self.titles())
 
     def titles(self) -> list[str]:
         """What is written on each noun's segment: the noun, where it is unsure with a question mark."""
@@ -88,7 +91,7 @@ class LabelledSegmentation:
         return beside([photo, self.overlay().resize(shape), *maps], titles)
 
     def save(self, folder: str | Path, name: str | None = None, **drawing: Any) -> Path:
-        """Writes what `diffseg label` writes into a folder, as `Segmentation.save`; drawing: opacity."""
+        """Writes what `diffseg label` writes into a folder, as `Segmentation.save`; drawing: opacity, palette."""
         return save_results(self, folder, name, self.segmentation.source, drawing)
 
     def named(self) -> list[dict[str, Any]]:

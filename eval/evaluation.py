@@ -30,10 +30,11 @@ from diffseg.eval.runs import Masks, Run, digest, folder_name, open_run
 from diffseg.eval.score import (
     Counts,
     Summary,
+    controls_of,
     count_all,
     counts_for,
     differences_of,
-    read_counts,
+    read_all_counts,
     read_summary,
     scores_of,
     write_counts,
@@ -41,6 +42,7 @@ from diffseg.eval.score import (
 from diffseg.eval.show.report import write_report
 from diffseg.eval.show.tables import result_table
 from diffseg.eval.show.tracker import Tracker
+from diffseg.eval.show.unlabelled import write_unlabelled
 from diffseg.eval.show.worth import granularity_table, scales_table, worth_table
 from diffseg.eval.sources import source_hash
 from diffseg.eval.workers import shard_of, side_by_side
@@ -101,6 +103,7 @@ class Experiment:
     published: str | None = None  # which published numbers are of this data set
     paper_threshold: float | None = None  # the paper's tau for it
     record: dict[str, Any] = field(default_factory=dict)  # all settings as plain data, to be kept
+    command: str = ""  # of the shell, that makes this again; "": not known
 
     @property
     def predicts(self) -> bool:
@@ -141,11 +144,27 @@ def evaluate(experiment: Experiment) -> dict[str, Any]:
     if "report" in experiment.stages and (summary or run.summary.exists()):
         summary = summary or read_summary(run)
         _print(summary, dataset)
-        say(f"report: {write_report(run, dataset, summary, next(iter(experiment.protocols.values())).made)}")
+        rule = next(iter(experiment.protocols.values())).made
+        say(f"report: {write_report(run, dataset, summary, rule, experiment.command)}")
+    elif "report" in experiment.stages and not dataset.labelled:
+        _report_unlabelled(experiment, run)
 
     if summary and experiment.reference is not None:
         _check(summary, experiment.reference)
     return {**summary, "folder": str(run.folder)} if summary else {}
+
+
+def _report_unlabelled(experiment: Experiment, run: Run) -> None:
+    """The page of a data set without labels, once every image has its maps or was left out."""
+    data, model = experiment.dataset, experiment.model
+    keys = data.made.keys
+    missing = set(run.missing(keys))
+    if any(not run.error(key).exists() for key in missing):
+        return
+    keys = [key for key in keys if key not in missing]
+    if keys:
+        what = (data.name, model.name if model else "")
+        say(f"report: {write_unlabelled(run, data.made, keys, what, experiment.command)}")
 
 
 def _print(summary: Summary, dataset: Dataset) -> None:
@@ -294,6 +313,7 @@ def _predict(experiment: Experiment, run: Run, keys: Sequence[str]) -> None:
     )
     left_out = len(run.missing(keys))
     if done:
+        run.add_time(experiment.shard, done, taken_s)
         say(f"predict: {done} images segmented in {taken_s:.1f} s ({done / max(taken_s, 1e-9):.2f} images/s)")
     elif not left_out:
         say("predict: nothing to do, every label map is there")
@@ -376,14 +396,9 @@ def _counts(experiment: Experiment, run: Run, hashes: Mapping[str, str]) -> Coun
     """The counts on disk if they were made of just this; made anew otherwise, and whenever numbers are checked."""
     boundaries = any(part.made.counts == "boundaries" for part in experiment.protocols.values())
     if experiment.reference is None:
-        try:
-            stored = {name: read_counts(run, name) for name in run.segmenters}
-        except DataError:
-            stored = {}
-        enough = all("boundaries" in images or not boundaries for images, _ in stored.values())
-        if stored and enough and all(facts["counted_with"] == hashes[name] for name, (_, facts) in stored.items()):
-            skipped = next(iter(stored.values()))[1]["skipped"]
-            return Counts({name: images for name, (images, _) in stored.items()}, skipped)
+        stored = read_all_counts(run, hashes, boundaries)
+        if stored:
+            return stored
     left_out = {} if run.masks else run.skipped()
     counts = count_all(
         experiment.dataset.made,
@@ -458,6 +473,9 @@ def _score(experiment: Experiment, run: Run) -> Summary:
         "differences": {
             rule: differences_of(counts.images, part.made, headlines[rule], data.background)
             for rule, part in protocols.items()
+        },
+        "controls": {
+            rule: controls_of(counts, data.classes, part.made, data.background) for rule, part in protocols.items()
         },
         "granularity": _granularity(experiment, counts, headlines),
     }

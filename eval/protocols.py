@@ -69,11 +69,13 @@ class Matching(Protocol):
         """The table that is counted, int64 [classes, segments]: without void."""
         return hist[:-1]
 
+    def classes_of(self, hists: Sequence[np.ndarray], background: int | None = None) -> list[np.ndarray]:
+        """The class of each segment of each image, as `assign`."""
+        return [self.assign(hist, background) for hist in hists]
+
     def statistics(self, hists: Sequence[np.ndarray], background: int | None = None) -> dict[str, np.ndarray]:
         """tp, fp, fn int64 [images, classes], pixels int64 [images]."""
-        return self._counts(hists, [self.assign(hist, background) for hist in hists], background)
-
-    def _counts(self, hists: Sequence[np.ndarray], classes: Sequence[np.ndarray], background: int | None) -> dict:
+        classes = self.classes_of(hists, background)
         each = [_tally(self.counted(hist, background), c) for hist, c in zip(hists, classes, strict=True)]
         return {kind: np.stack([getattr(c, kind) for c in each]) for kind in ("tp", "fp", "fn", "pixels")}
 
@@ -194,12 +196,12 @@ class OverDataset(Matching):
         """hist: the summed table."""
         return OneToOne().assign(hist)
 
-    def statistics(self, hists: Sequence[np.ndarray], background: int | None = None) -> dict[str, np.ndarray]:
+    def classes_of(self, hists: Sequence[np.ndarray], background: int | None = None) -> list[np.ndarray]:
         total = np.zeros((len(hists[0]), max(hist.shape[1] for hist in hists)), np.int64)
         for hist in hists:
             total[:, : hist.shape[1]] += hist
         classes = self.assign(total, background)
-        return self._counts(hists, [classes[: hist.shape[1]] for hist in hists], background)
+        return [classes[: hist.shape[1]] for hist in hists]
 
 
 @dataclass(frozen=True)

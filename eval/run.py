@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import signal
 import sys
 import traceback
@@ -62,6 +63,7 @@ from diffseg.eval.runs import Masks, Run
 from diffseg.eval.schema import LookOptions, check_arguments, check_options, takes
 from diffseg.eval.show import compare, gallery, leaderboard
 from diffseg.eval.show.published import published_rows
+from diffseg.eval.show.sweep import write_sweep
 from diffseg.eval.show.tables import list_command, markdown, sets_tables, sweep_rows, sweep_table
 from diffseg.eval.show.tracker import Tracker
 from diffseg.eval.vary import varied
@@ -82,11 +84,11 @@ logging.getLogger("hydra.utils").disabled = True  # of a class that is not there
 # --- configuration -> objects -----------------------------------------------------------------------------------------
 
 
-def experiment_of(config: dict[str, Any], choices: Mapping[str, str]) -> Experiment:
+def experiment_of(config: dict[str, Any], choices: Mapping[str, str], command: str = "") -> Experiment:
     """The experiment that a resolved configuration (see conf/config.yaml) describes.
 
     Args:
-        choices: names of the chosen "dataset" and "model".
+        choices: names of the chosen "dataset" and "model". command: of the shell, that it was composed by.
 
     Raises:
         UserError, OSError: one sentence that says what is wrong and what to do.
@@ -132,6 +134,7 @@ def experiment_of(config: dict[str, Any], choices: Mapping[str, str]) -> Experim
         published=config["published"],
         paper_threshold=config["paper_threshold"],
         record=config,
+        command=command,
     )
 
 
@@ -346,7 +349,7 @@ def devices_of(device: str | list[str]) -> list[str]:
 
 
 class SweepTable(Callback):
-    """Keeps each sweep job's result and ends the sweep with one table: on the terminal, as CSV and as Markdown."""
+    """Keeps each sweep job's result and ends the sweep with one table, on the terminal and in files, and one page."""
 
     failed = 0  # jobs of this process's sweep that ended with an error
 
@@ -367,25 +370,42 @@ class SweepTable(Callback):
         rows = sweep_rows(jobs)
         shown = sweep_table(rows)
         write(folder / "table.csv", rows.to_csv(index=False))
-        by_set = {f"sets-{protocol}": table for protocol, table in sets_tables(jobs).items()}
+        sets = sets_tables(jobs)
+        by_set = {f"sets-{protocol}": table for protocol, table in sets.items()}
         for name, table in {"table": shown, **by_set}.items():
             write(folder / f"{name}.md", markdown(pd.DataFrame(table.cells, columns=table.headings)))
             Console().print(table.for_terminal())
         say(", ".join(str(folder / name) for name in ("table.csv", "table.md", *(f"{name}.md" for name in by_set))))
+        command = command_of(["-m", *config.hydra.overrides.task]) if jobs else ""
+        say(f"sweep: {write_sweep(folder, jobs, sets, command)}")
 
 
 @hydra.main(config_path=CONFIG, config_name="config", version_base="1.3")
 def _job(config: DictConfig) -> dict[str, Any]:
     chosen = HydraConfig.get().runtime.choices
     names = {group: chosen.get(group) or group for group in ("dataset", "model")}
+    folders = [source.path for source in HydraConfig.get().runtime.config_sources if source.provider == "command-line"]
+    command = command_of(HydraConfig.get().overrides.task, folders)
     if HydraConfig.get().mode == RunMode.RUN:
         with _told():
-            return evaluate(experiment_of(resolved(config), names))
+            return evaluate(experiment_of(resolved(config), names, command))
     try:  # one bad setting does not end a sweep
-        return evaluate(experiment_of(resolved(config), names))
+        return evaluate(experiment_of(resolved(config), names, command))
     except (OmegaConfBaseException, UserError, OSError) as error:
         say(f"diffseg-eval: {error}")
         return {"error": str(error)}
+
+
+def command_of(overrides: Sequence[str], folders: Sequence[str] = ()) -> str:
+    """The command line that makes a run from nothing, whatever stages this call was for; see `hydras`.
+
+    folders: of configurations that the user brought along.
+    """
+    added = [text.rpartition("=")[2] for text in overrides if text.startswith("+protocol@protocols.")]
+    kept = [f"protocol=[{','.join(added)}]"] * bool(added)
+    placed = ("stages=", "protocol=[]", "+protocol@protocols.", "shard=")
+    kept += [text for text in overrides if not text.startswith(placed)]
+    return shlex.join(["diffseg-eval", *kept, *(word for folder in folders for word in ("--config-dir", folder))])
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:
@@ -528,7 +548,8 @@ def composed(arguments: Sequence[str]) -> Experiment:
             config = resolved(compose("config", overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(hydra_sentence(error, arguments)) from None
-    return experiment_of(config, {group: chosen.get(group) or group for group in ("dataset", "model")})
+    choices = {group: chosen.get(group) or group for group in ("dataset", "model")}
+    return experiment_of(config, choices, command_of(overrides))
 
 
 def dataset_of(run: Run, name: str, overrides: Sequence[str]) -> Dataset:

@@ -5,7 +5,9 @@ RUN/run.json             identity, versions, git commit, hardware
 RUN/errors/KEY.txt       why an image was left out (on_error=skip)
 RUN/SEGMENTER/labels/KEY.png
 RUN/SEGMENTER/images.parquet
-RUN/summary.json · RUN/report.html
+RUN/grid.parquet         counts of a grid, which every method has to beat
+RUN/times/I-N.json       images and seconds of predicting, by shard
+RUN/summary.json · RUN/report.html · RUN/images.html
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NotRequired
 
@@ -84,9 +87,33 @@ class Run:
         """Its page."""
         return self.folder / f"report{self._variant}.html"
 
+    @property
+    def pictures(self) -> Path:
+        """The page of all its images."""
+        return self.folder / f"images{self._variant}.html"
+
     def images(self, segmenter: str) -> Path:
         """The table of a segmenter's images."""
         return self.folder / segmenter / f"images{self._variant}.parquet"
+
+    @property
+    def grid(self) -> Path:
+        """The table of its images under a grid in place of a segmenter."""
+        return self.folder / f"grid{self._variant}.parquet"
+
+    def add_time(self, shard: Sequence[int], images: int, seconds: float) -> None:
+        """Notes how long the prediction of some more images of a shard took."""
+        path = self.folder / "times" / f"{shard[0]}-{shard[1]}.json"
+        before = _read_time(path)
+        path.parent.mkdir(exist_ok=True)
+        write(path, json.dumps({"images": before[0] + images, "seconds": before[1] + seconds}) + "\n")
+
+    @property
+    def seconds_per_image(self) -> float | None:
+        """Of prediction, a shard's images one after the other; None: nothing was noted."""
+        times = [_read_time(path) for path in sorted(self.folder.glob("times/*.json"))]
+        images = sum(count for count, _ in times)
+        return sum(seconds for _, seconds in times) / images if images else None
 
     def error(self, key: str) -> Path:
         """The file that says why an image was left out."""
@@ -118,6 +145,15 @@ class Run:
     def remove_partials(self) -> None:
         """Removes what killed processes left under temporary names."""
         remove_abandoned(self.folder)
+
+
+def _read_time(path: Path) -> tuple[int, float]:
+    """(images, seconds) of a file of `Run.add_time`; (0, 0) where it is missing or damaged: it is no result."""
+    try:
+        noted = json.loads(path.read_bytes())
+        return int(noted["images"]), float(noted["seconds"])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return 0, 0.0
 
 
 def _names_below(folder: Path) -> set[str]:
@@ -257,6 +293,7 @@ class FullRecord(Record):
     versions: dict[str, str]
     commit: str | None
     hardware: Hardware
+    begun: NotRequired[str]  # date and time, UTC
 
 
 _RECORD, _FULL_RECORD = TypeAdapter(Record), TypeAdapter(FullRecord)
@@ -304,13 +341,14 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
 
 
 def circumstances() -> dict[str, Any]:
-    """What else a reader of the results wants to know: versions, git commit, hardware."""
+    """What else a reader of the results wants to know: versions, git commit, hardware, date."""
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "versions": {"diffseg": diffseg.__version__, "python": platform.python_version(), **versions},
         "commit": commit_of(Path(diffseg.__file__).resolve().parent.parent),
         "hardware": {"machine": platform.machine(), "cores": os.cpu_count(), "gpus": gpus},
+        "begun": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 

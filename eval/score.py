@@ -9,6 +9,9 @@ Counting knows no protocol: SEGMENTER/images.parquet has a row for each image, w
     rows       list, where labels are regions without classes: regions + 1 of each annotation; `pixels` then holds one
                table after the other, and boundaries what `diffseg.eval.boundaries.matched_counts` says
 
+grid.parquet has the same of GRID x GRID equal cells in place of a segmenter; its sums are the counts of one segment. A
+method has to beat both.
+
 Protocols conclude: summary.json holds what `Summary` says. Both carry a hash of what made them, so that a number is
 never older than its maps, its truth, its code or its settings.
 """
@@ -40,13 +43,14 @@ from diffseg.eval.granularity import Granularity
 from diffseg.eval.metrics import intervals, paired_intervals, tie_sensitivity
 from diffseg.eval.progress import track
 from diffseg.eval.protocols import Matching, OneToOne, Protocol, paired_table
-from diffseg.eval.runs import Run, in_a_line
+from diffseg.eval.runs import Run, digest, in_a_line
 from diffseg.eval.workers import killed_readers_told, loader
 from diffseg.files import is_file_name, write
 
 MapPath = Callable[[str, str], Path]  # (segmenter, key) -> its label map
 Tables: TypeAlias = np.ndarray | list[np.ndarray]  # of one image: of classes, or of the regions of each annotation
 
+GRID = 3  # cells a side, as `methods.controls.Grid` has by itself
 _SHOWN = 10  # complaints that one message lists
 _LARGEST = 4096  # numbers of segments from here on are counted under their rank: their value says nothing
 
@@ -104,6 +108,7 @@ class Summary(TypedDict):
     protocols: dict[str, dict[str, dict[str, Any]]]  # metrics of each segmenter under each protocol
     headlines: dict[str, str]  # the metric that stands for each protocol
     differences: NotRequired[dict[str, dict[str, Difference]]]  # by protocol, of each segmenter but the first
+    controls: NotRequired[dict[str, dict[str, dict[str, Any]]]]  # metrics of what shows nothing, by protocol and name
     granularity: dict[str, dict[str, Granularity]]  # by method of which several settings were tried, and protocol
 
 
@@ -119,10 +124,14 @@ class DamagedMapError(DataError):
 
 @dataclass(frozen=True)
 class Counted:
-    """The tables of one image by segmenter, or errors. cropped: the maps were of the whole photo's size."""
+    """The tables of one image by segmenter, or errors. cropped: the maps were of the whole photo's size.
+
+    grid: pixels alone, under a grid.
+    """
 
     key: str
     tables: dict[str, Table] = field(default_factory=dict)
+    grid: Table | None = None
     cropped: bool = False
     errors: tuple[str, ...] = ()
 
@@ -180,6 +189,34 @@ def count(truth: np.ndarray, labels: np.ndarray, classes: int, boundaries: bool 
     segments, rank = _ranked(labels)
     along = boundary_counts(truth, labels) if boundaries else None
     return Table(segments.astype(np.int64), _shared(truth, rank, classes, len(segments)), along)
+
+
+def count_grid(truths: Sequence[np.ndarray], classes: int | None, predicted: tuple[int, int]) -> Table:
+    """`count`, pixels alone, of a grid of equal cells numbered row by row, as `methods.controls.Grid` gives them.
+
+    By bins of each cell, so that it costs a run little: 2 ms at 512 x 512.
+
+    Args:
+        truths: int [H, W], one, or where labels are regions (classes: None) of each annotation. predicted: the shape of
+            label maps, in which the cells are equal.
+    """
+    shape = truths[0].shape
+    down, right = (_cells(side, onto) for side, onto in zip(predicted, shape, strict=True))
+    full = [i * GRID + j for i in range(GRID) for j in range(GRID) if down[i] < down[i + 1] and right[j] < right[j + 1]]
+    tables = []
+    for truth in truths:
+        most = int(truth.max(initial=0)) + 1 if classes is None else classes
+        rows = np.where(truth >= 0, truth, most)
+        parts = [rows[down[c // GRID] : down[c // GRID + 1], right[c % GRID] : right[c % GRID + 1]] for c in full]
+        tables.append(np.stack([np.bincount(part.ravel(), minlength=most + 1) for part in parts], 1))
+    rows_of = np.array([len(table) for table in tables], np.int64) if classes is None else None
+    return Table(np.array(full, np.int64), np.concatenate(tables), None, rows_of)
+
+
+def _cells(side: int, onto: int) -> np.ndarray:
+    """Where the cells of `side` pixels begin, brought onto `onto` pixels as label maps are: int [GRID + 1]."""
+    cells = np.arange(side)[:, None] * GRID // side
+    return np.searchsorted((cells if side == onto else nearest(cells, (onto, 1)))[:, 0], np.arange(GRID + 1))
 
 
 def _ranked(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -256,6 +293,8 @@ class _Counter(TorchDataset):
             self.dataset.check_size(key, raw[0].shape)
             truths = [self.dataset.fitted(annotation, self.size) for annotation in raw]
             counted = self._counting(truths)
+            classes = None if self.dataset.regions else len(self.dataset.classes)
+            grid = count_grid(truths, classes, self.dataset.predicted(raw[0].shape))
         except (UserError, OSError) as error:
             return Counted(key, errors=(str(error),))
         tables, errors, cropped = {}, [], False
@@ -276,7 +315,7 @@ class _Counter(TorchDataset):
                 errors.append(str(error))
             except UserError as error:
                 errors.append(f"{self.path(name, key)}: {error}")
-        return Counted(key, tables, cropped, tuple(errors))
+        return Counted(key, tables, grid, cropped, tuple(errors))
 
     def _counting(self, truths: Sequence[np.ndarray]) -> Callable[[np.ndarray], Table]:
         """What counts label maps against the truths of an image."""
@@ -319,11 +358,12 @@ def _as_predicted(labels: np.ndarray, dataset: Dataset, original: tuple[int, ...
 @dataclass(frozen=True)
 class Counts:
     """What counting gives. images: {segmenter: a row per image}. skipped: {key: why}. cropped: images whose maps were
-    of the whole photo's size and lost its ends."""
+    of the whole photo's size and lost its ends. grid: a row per image; None: not counted."""
 
     images: dict[str, pd.DataFrame]
     skipped: dict[str, str]
     cropped: int = 0
+    grid: pd.DataFrame | None = None
 
 
 def count_all(
@@ -352,6 +392,7 @@ def count_all(
     skipped = dict(left_out or {}) if skip_errors else {}
     keys = [key for key in dataset.keys if key not in skipped]
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in segmenters}
+    of_grid: list[dict[str, Any]] = []
     cropped = 0
     counter = _Counter(dataset, keys, segmenters, path, size, boundaries, own)
     with killed_readers_told():
@@ -360,6 +401,8 @@ def count_all(
                 skipped[image.key] = "; ".join(image.errors)
                 continue
             cropped += image.cropped
+            assert image.grid is not None
+            of_grid.append({"key": image.key, **image.grid.as_row()})
             for name, table in image.tables.items():
                 rows[name].append({"key": image.key, **table.as_row()})
     if skipped and not skip_errors:
@@ -370,21 +413,49 @@ def count_all(
         )
     if not any(rows.values()):
         raise DataError(f"none of the {len(dataset)} images could be scored: {next(iter(skipped.values()))}")
-    return Counts({name: pd.DataFrame(r) for name, r in rows.items()}, dict(sorted(skipped.items())), cropped)
+    images = {name: pd.DataFrame(r) for name, r in rows.items()}
+    return Counts(images, dict(sorted(skipped.items())), cropped, pd.DataFrame(of_grid))
 
 
 # --- counts on disk ---------------------------------------------------------------------------------------------------
 
 
 def write_counts(run: Run, counts: Counts, counted_with: Mapping[str, str]) -> None:
-    """Writes SEGMENTER/images.parquet of each segmenter. counted_with: {segmenter: hash of what made the counts}."""
-    for name, rows in counts.images.items():
-        run.images(name).parent.mkdir(parents=True, exist_ok=True)
-        facts = {"counted_with": counted_with[name], "skipped": counts.skipped}
+    """Writes SEGMENTER/images.parquet of each segmenter, and grid.parquet where there is one.
+
+    counted_with: {segmenter: hash of what made the counts}; those of the grid go with all of them.
+    """
+    files = {run.images(name): (rows, counted_with[name]) for name, rows in counts.images.items()}
+    if counts.grid is not None:
+        files[run.grid] = (counts.grid, _of_all(counted_with))
+    for path, (rows, made_of) in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        facts = {"counted_with": made_of, "skipped": counts.skipped}
         table = pa.Table.from_pandas(rows, preserve_index=False)
         table = table.replace_schema_metadata({**(table.schema.metadata or {}), b"diffseg": json.dumps(facts).encode()})
         # With checksums, so that a flipped bit is no count.
-        write(run.images(name), lambda file, table=table: pq.write_table(table, file, write_page_checksum=True))  # type: ignore[misc]
+        write(path, lambda file, table=table: pq.write_table(table, file, write_page_checksum=True))  # type: ignore[misc]
+
+
+def _of_all(counted_with: Mapping[str, str]) -> str:
+    return digest(dict(counted_with))
+
+
+def read_all_counts(run: Run, counted_with: Mapping[str, str], boundaries: bool) -> Counts | None:
+    """The counts on disk; None: they are not there, or were made of something else, or lack boundaries.
+
+    counted_with: as for `write_counts`. boundaries: whether these are needed.
+    """
+    try:
+        stored = {name: read_counts(run, name) for name in run.segmenters}
+        grid, of_grid = _read_table(run.grid)
+    except DataError:
+        return None
+    known = all(facts["counted_with"] == counted_with[name] for name, (_, facts) in stored.items())
+    enough = all("boundaries" in images or not boundaries for images, _ in stored.values())
+    if not (known and enough and of_grid["counted_with"] == _of_all(counted_with)):
+        return None
+    return Counts({name: images for name, (images, _) in stored.items()}, of_grid["skipped"], grid=grid)
 
 
 def read_counts(run: Run, segmenter: str) -> tuple[pd.DataFrame, dict[str, Any]]:
@@ -393,7 +464,10 @@ def read_counts(run: Run, segmenter: str) -> tuple[pd.DataFrame, dict[str, Any]]
     Raises:
         DataError: missing, damaged, or of an earlier version of this project.
     """
-    path = run.images(segmenter)
+    return _read_table(run.images(segmenter))
+
+
+def _read_table(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     try:
         table = pq.read_table(path, page_checksum_verification=True)
     except (OSError, pa.ArrowException) as error:
@@ -484,6 +558,22 @@ def scores_of(
     if protocol == OneToOne():
         scores["ties"] = tie_sensitivity([paired_table(table[:-1]) for table in tables])
     return scores
+
+
+def controls_of(counts: Counts, classes: Sequence[str], protocol: Protocol, background: int | None = None) -> dict:
+    """{name: metrics as `scores_of`, and segments} of one segment and of a grid; {} under a protocol that reads names,
+    or more than pixels."""
+    if counts.grid is None or protocol.needs_names or protocol.counts != "pixels":
+        return {}
+    sums = [
+        np.asarray(pixels).reshape(-1, len(n)).sum(1)
+        for n, pixels in zip(counts.grid["segments"], counts.grid["pixels"], strict=True)
+    ]
+    whole = counts.grid.assign(pixels=sums, segments=[np.zeros(1, np.int64)] * len(sums))
+    return {
+        name: {"segments": float(rows["segments"].map(len).mean()), **scores_of(rows, classes, protocol, background)}
+        for name, rows in (("one segment", whole), (f"a grid of {GRID} x {GRID}", counts.grid))
+    }
 
 
 def differences_of(

@@ -346,9 +346,9 @@ def test_a_run_from_end_to_end(bsds, tmp_path):
     page = (folder / "report.html").read_text()
     assert "As BSDS500&#39;s benchmark" in page or "As BSDS500's benchmark" in page
     assert "stand only beside all of them" in page
-    assert len(re.findall('<img src="data:image/jpeg', page)) == 2
-    assert re.search(r'<img [^>]* width="320" height="213">', page)
-    assert re.search(r'<img [^>]* width="213" height="320">', page)
+    assert len(re.findall('<img src="data:image/webp', page)) == 4  # photo and segments of either
+    assert re.search(r'<img [^>]* width="320" height="213"', page)
+    assert re.search(r'<img [^>]* width="213" height="320"', page)
     again = command(*settings, f"runs={tmp_path / 'runs'}", cwd=tmp_path)
     assert "predict: nothing to do" in again.stderr
     assert "score: nothing to do" in again.stderr

@@ -15,7 +15,7 @@ from diffseg.datasets.coco_stuff import CLASSES, COARSE, CocoStuff27, in_split
 from diffseg.datasets.folder import Folder
 from diffseg.datasets.scenes import TEST_SEED, Scenes, scene
 from diffseg.datasets.transforms import centre_crop, image_to_pixels, resize_label
-from diffseg.images import ImageError, label_image, load_image, overlay, palette
+from diffseg.images import PALETTES, ImageError, label_image, load_image, overlay, palette, region_colours, safe_palette
 from tests.test_segmentation import GOLDEN
 
 GREY = np.arange(32 * 32, dtype=np.uint16).reshape(32, 32)
@@ -94,6 +94,59 @@ def test_overlay_colours_segments_and_draws_their_border():
     assert drawn[20, 50].tolist() == ((100 + palette(2)[1].astype(int)) // 2).tolist()
     assert (drawn[:, 30] == 255).all()
     assert len(np.unique(palette(60), axis=0)) == 60
+
+
+@pytest.mark.parametrize("grey", [0, 255])
+def test_an_outline_is_seen_on_black_and_on_white(grey):
+    labels = np.zeros((40, 60), int)
+    labels[:, 30:] = 1
+    drawn = np.asarray(overlay(np.full((40, 60, 3), grey, np.uint8), labels, opacity=0)).astype(int)
+    np.testing.assert_array_equal(drawn[:, :29], grey)
+    np.testing.assert_array_equal(drawn[:, 32:], grey)
+    assert np.ptp(drawn[20, 29:32], axis=0).min() > 100  # a bright line, and a dark one beside it
+
+
+@pytest.mark.parametrize("name", PALETTES)
+def test_a_tint_is_seen_on_a_photo_of_its_own_colours(name):
+    labels = np.repeat(np.arange(6), 20)[None].repeat(40, 0)
+    photo = region_colours(labels, name)[labels]
+    drawn = np.asarray(overlay(photo, labels, palette=name)).astype(int)
+    apart = np.abs(drawn - photo).max(-1)
+    assert apart[20, 10::20].min() > 20
+    np.testing.assert_array_equal(np.asarray(overlay(photo, labels, 1, name))[20, 10::20], photo[20, 10::20])
+
+
+def test_names_are_written_on_the_overlay():
+    labels = np.zeros((80, 120), int)
+    labels[:, 60:] = 3
+    photo = np.full((80, 120, 3), 100, np.uint8)
+    changed = (np.asarray(overlay(photo, labels, names=["a", "", "", ""])) != np.asarray(overlay(photo, labels))).any(
+        -1
+    )
+    assert changed[:, :60].any()
+    assert not changed[:, 60:].any()
+
+
+# Linear RGB without the cones for red, and for green, by other authors than the palette's (Machado et al., 2009).
+PROTAN = [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
+DEUTAN = [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
+
+
+@pytest.mark.parametrize("vision", [PROTAN, DEUTAN])
+def test_the_safe_palette_differs_to_colour_blind_eyes(vision):
+    def nearest(colours):
+        linear = np.where(colours <= 10, colours / 255 / 12.92, ((colours / 255 + 0.055) / 1.055) ** 2.4)
+        seen = np.clip(linear @ np.transpose(vision), 0, 1) ** (1 / 2.4)
+        return (np.linalg.norm(seen[:, None] - seen[None], axis=-1) + 9 * np.eye(len(seen))).min()
+
+    assert nearest(safe_palette(8)) > nearest(palette(8))
+
+
+@pytest.mark.parametrize("count", [1, 8, 128, 129, 600])
+def test_the_safe_palette_has_as_many_colours_as_are_asked_for(count):
+    colours = safe_palette(count)
+    assert len(np.unique(colours, axis=0)) == len(colours) == count
+    assert (safe_palette(600)[: min(count, 128)] == colours[:128]).all()
 
 
 @pytest.mark.parametrize("most", [3, 255, 256, 4000])

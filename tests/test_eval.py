@@ -206,7 +206,10 @@ def test_the_command_runs_continues_and_then_does_nothing(tmp_path):
     assert folder.name.startswith("scenes-6-mini-diffseg-")
     made = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
     maps = {f"diffseg/labels/{i:06d}.png" for i in range(6)}
-    assert made == maps | {"config.yaml", "run.json", "summary.json", "report.html", "diffseg/images.parquet"}
+    assert made == maps | {
+        "config.yaml", "run.json", "summary.json", "report.html", "images.html", "diffseg/images.parquet",
+        "grid.parquet", "times/0-1.json",
+    }  # fmt: skip
     stamps = {p: p.stat().st_mtime_ns for p in folder.rglob("*.png")}
     summary = (folder / "summary.json").read_bytes()
 

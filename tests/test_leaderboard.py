@@ -12,8 +12,8 @@ from diffseg.errors import UserError
 from diffseg.eval.protocols import Majority, OneToOne
 from diffseg.eval.score import known_protocols
 from diffseg.eval.show.leaderboard import boards_of, entries_in, groups_of, table_of, write_leaderboard
+from tests.browser import Browser
 from tests.test_eval import SMALL, command, evaluated
-from tests.test_report import browser  # noqa: F401
 
 
 @pytest.fixture(scope="module")
@@ -115,28 +115,19 @@ def test_known_protocols_are_those_of_the_configuration():
     assert isinstance(known["majority"], Majority)
 
 
-ACT = """<script>
-onload = () => {
-  const pick = (id, value) => {
-    const select = document.getElementById(id)
-    select.value = value
-    select.dispatchEvent(new Event("change"))
-  }
-  pick("protocol", "majority")
-  const board = [...document.querySelectorAll("section")].filter(s => !s.hidden)
-  const button = [...board[0].querySelectorAll("thead button")].find(b => b.innerText === "segments")
-  button.click()
-  const shown = [...board[0].querySelectorAll("tbody tr")].map(row => row.cells[6].innerText)
-  document.title = board.length + " " + shown.join(" ")
-}
-</script>"""
-
-
-def test_a_browser_switches_and_sorts(runs, browser, tmp_path):  # noqa: F811
+def test_a_browser_switches_and_sorts(runs, tmp_path):
     boards = boards_of(entries_in([runs]), tmp_path)
-    page = write_leaderboard(boards, tmp_path)
-    page.write_text(page.read_text().replace("</body>", ACT + "</body>"))
-    title = re.search("<title>(.*?)</title>", browser(page, "--dump-dom"))[1]
-    count, *segments = title.split()
-    assert count == "1"
-    assert [float(x) for x in segments] == sorted((float(x) for x in segments), reverse=True)
+    path = write_leaderboard(boards, tmp_path)
+    shown = "[...document.querySelectorAll('section')].filter(s => !s.hidden)"
+    with Browser() as browser:
+        page = browser.open(path.as_uri())
+        page.evaluate(
+            "document.getElementById('protocol').value = 'majority';"
+            "document.getElementById('protocol').dispatchEvent(new Event('change'))"
+        )
+        assert page.evaluate(f"{shown}.map(s => s.dataset.protocol)") == ["majority"]
+        page.click("section:not([hidden]) th:nth-child(7) button")
+        segments = page.evaluate(f"[...{shown}[0].querySelectorAll('tbody tr')].map(r => Number(r.cells[6].innerText))")
+        assert len(segments) == 3
+        assert segments == sorted(segments, reverse=True)
+        assert (page.problems, page.requests) == ([], [path.as_uri()])

@@ -409,13 +409,30 @@ def test_regions_too_small_for_a_point_have_colours_of_their_own():
 def test_opacity_and_numbers(seg):
     photo = scene(4, 0, 128).image
     out = seg(photo, size=128, anchors=8, threshold=0.3)
-    inside = np.asarray(out.overlay(opacity=0)) != 255
+    inside = minimum_filter(out.labels, 5) == maximum_filter(out.labels, 5)  # two pixels from any border
     np.testing.assert_array_equal(np.asarray(out.overlay(opacity=0))[inside], photo[inside])
-    full = np.asarray(out.overlay(opacity=1))
-    assert {tuple(c) for c in full.reshape(-1, 3)} <= {(255,) * 3, *map(tuple, region_colours(out.labels).tolist())}
+    np.testing.assert_array_equal(
+        np.asarray(out.overlay(opacity=1))[inside], region_colours(out.labels)[out.labels][inside]
+    )
     assert (np.asarray(out.overlay(numbers=True)) != np.asarray(out.overlay())).any()
     with pytest.raises(UserError, match="opacity must be 0"):
         overlay(photo, out.labels, -0.1)
+
+
+def test_the_palette_is_of_the_overlay_and_of_the_labels_but_not_their_numbers(seg, photos, tmp_path):
+    for name in ("regions", "safe"):
+        assert run("segment", photos / "a.png", "--out", tmp_path / name, "--palette", name, *SMALL).exit_code == 0
+    pictures = {name: Image.open(tmp_path / name / "a.labels.png") for name in ("regions", "safe")}
+    labels = np.asarray(pictures["regions"])
+    np.testing.assert_array_equal(np.asarray(pictures["safe"]), labels)
+    for name, picture in pictures.items():
+        np.testing.assert_array_equal(np.asarray(picture.convert("RGB")), region_colours(labels, name)[labels])
+    shown = [np.asarray(Image.open(tmp_path / name / "a.overlay.png")) for name in ("regions", "safe")]
+    assert (shown[0] != shown[1]).any()
+    wrong = run("segment", photos / "a.png", "--out", tmp_path / "none", "--palette", "save", *SMALL)
+    assert wrong.exit_code == 2
+    assert "the palette must be regions or safe, got 'save'; did you mean safe?" in wrong.output
+    assert not (tmp_path / "none").exists()
 
 
 # --- in Python --------------------------------------------------------------------------------------------------------

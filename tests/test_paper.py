@@ -18,7 +18,7 @@ from diffseg.eval.run import composed
 from diffseg.eval.runs import Run
 from diffseg.eval.show import paper as pages
 from diffseg.eval.show.tables import PAPER_MODEL
-from tests.test_report import browser  # noqa: F401
+from tests.browser import Browser
 from tests.test_tables import summary
 
 # 256 pixels: the finest attention must have room for 32 anchors a side.
@@ -97,13 +97,12 @@ def test_the_page_stands_alone_and_says_what_it_is_not(whole):
     assert "72.5" in (out / "scenes.md").read_text()
 
 
-def test_a_browser_shows_the_page_without_overflow(whole, browser, tmp_path):  # noqa: F811
-    probe = tmp_path / "probe.html"
-    measure = "<script>onload = () => document.title = document.documentElement.scrollWidth - innerWidth</script>"
-    page = (whole[0] / "paper.html").read_text()
-    probe.write_text(page.replace("</body>", measure + "</body>"))
-    wide = re.search(r"<title>(-?\d+)</title>", browser(probe, "--dump-dom", "--window-size=1000,2000"))
-    assert int(wide[1]) <= 0
+def test_a_browser_shows_the_page_without_overflow(whole):
+    path = whole[0] / "paper.html"
+    with Browser() as browser:
+        page = browser.open(path.as_uri(), width=1000)
+        assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+        assert (page.problems, page.requests) == ([], [path.as_uri()])
 
 
 # --- steps and what is missing ----------------------------------------------------------------------------------------

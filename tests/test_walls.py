@@ -221,7 +221,7 @@ EXPECTED = {
         "each_photo": ["ImageError"],
         "main": ["SystemExit"],  # of a command that is done
     },
-    "eval/evaluation.py": {"evaluate_part": [MENDABLE], "_counts": ["DataError"], "_score": ["DataError"]},
+    "eval/evaluation.py": {"evaluate_part": [MENDABLE], "_score": ["DataError"]},
     "eval/paper.py": {  # one step that cannot be done, or fails, is told and takes no other with it
         "plan": [MENDABLE],
         "_wrong_with": [MENDABLE],

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from diffseg.backbones.base import PAPER_TIMESTEP, recommended
 from diffseg.errors import UserError
 from diffseg.eval.runs import find_run, in_a_line
 from diffseg.eval.score import Summary, read_summary
+from diffseg.eval.show.tables import metric_number
 from diffseg.files import is_file_name
 from diffseg.layers import short_names
 
@@ -183,6 +185,29 @@ def _resolutions(weights: Sequence[float] | None, size: int | None) -> list[str]
     return [f"resolution {level} of {count}" for level in range(1, count + 1)]
 
 
+def best_of(ablation: Ablation | Crossed) -> str:
+    """The best value of an ablation, or the best two of a crossed one, and how the usual one does, in a sentence."""
+    if isinstance(ablation, Crossed):
+        miou = {key: found["miou"] for key, found in ablation.found.items() if found["miou"] is not None}
+        if not miou:
+            return "No mIoU is defined."
+        row, column = best = max(miou, key=lambda key: miou[key])
+        where = (
+            f"{ablation.rows.label} {ablation.rows.text(row)}, {ablation.columns.label} {ablation.columns.text(column)}"
+        )
+        return f"Best mIoU: {metric_number(miou[best], 'miou')} at {where}."
+    by_value = dict(zip(map(ablation.text, ablation.values), ablation.found, strict=True))
+    known = {text: found for text, found in by_value.items() if found["miou"] is not None}
+    if not known:
+        return "No mIoU is defined."
+    best_value = max(known, key=lambda text: known[text]["miou"])
+    said = f"Best mIoU: {metric_number(known[best_value]['miou'], 'miou')} at {best_value}"
+    usual = ablation.usual and ablation.text(ablation.usual.value)
+    if ablation.usual is None or usual not in known:
+        return f"{said}."
+    return f"{said}; {ablation.usual.whose}, {usual}: {metric_number(known[usual]['miou'], 'miou')}."
+
+
 # --- finding them -----------------------------------------------------------------------------------------------------
 
 
@@ -303,6 +328,16 @@ def usual_value(key: str, fixed: dict[str, Any], paper_threshold: float | None) 
         return None if paper[key] is None else Usual(paper[key], "the paper's")
     defaults = yaml.safe_load((Path(diffseg.__file__).parent / "conf" / "segmenter" / "diffseg.yaml").read_text())
     return Usual(_frozen(defaults[key]), "the default") if key in defaults else None
+
+
+def ablations_among(tried: Sequence[Candidate]) -> list[Ablation | Crossed]:
+    """The ablations that candidates make, one of each kind, but of kinds that `ablation_of` refuses."""
+    kinds = dict.fromkeys(c.settings.get("_target_") for c in tried)
+    found = []
+    for kind in kinds:
+        with suppress(UserError):
+            found.append(ablation_of([c for c in tried if c.settings.get("_target_") == kind]))
+    return found
 
 
 def ablation_in(summary: Summary) -> Ablation | Crossed | None:

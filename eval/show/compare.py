@@ -19,7 +19,7 @@ from diffseg.eval.metrics import agreement, paired_intervals
 from diffseg.eval.protocols import OneToOne
 from diffseg.eval.runs import Run, find_run
 from diffseg.eval.score import image_scores, read_counts, read_summary
-from diffseg.eval.show.report import example
+from diffseg.eval.show.examples import example
 from diffseg.files import write
 
 _SHOWN = 4  # images that gained most, and as many that lost most

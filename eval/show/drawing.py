@@ -136,7 +136,7 @@ def curves(ablation: Ablation) -> Figure:
     """Accuracy, mIoU (with their 95 % intervals) and mean number of segments over the values of the key that varies.
 
     Numbers make curves, with the value otherwise used as a dashed line; other values make one row each, and the value
-    otherwise used has a grey band and bold letters.
+    otherwise used has a grey band and bold letters. The best accuracy and the best mIoU have a ring.
     """
     draw = _scale if ablation.numeric else _rows
     with _style():
@@ -148,6 +148,10 @@ def curves(ablation: Ablation) -> Figure:
             missing = [[math.nan, math.nan]] * len(found)
             spread = [f["interval"][metric] for f in ablation.found] if metric != "segments" else missing
             draw(axes, ablation, found, np.array(spread, float) * unit, colour)
+            if metric != "segments" and np.isfinite(found).any() and len(found) > 1:
+                best = int(np.nanargmax(found))
+                place = (ablation.values[best], found[best]) if ablation.numeric else (found[best], best)
+                axes.scatter(*place, s=80, facecolors="none", edgecolors=_INK, zorder=4)
         _head(figure, ablation, panels[0])
     return figure
 
@@ -197,7 +201,7 @@ def _rows(axes: Axes, ablation: Ablation, found: np.ndarray, spread: np.ndarray,
 def _head(figure: Figure, ablation: Ablation, axes: Axes) -> None:
     """One line above the panels: what was measured, and what the marks stand for."""
     key = "" if ablation.numeric else ablation.label
-    parts = filter(None, [key, ablation.title, "with 95 % intervals"])
+    parts = filter(None, [key, ablation.title, "with 95 % intervals; ring: the best"])
     figure.suptitle("; ".join(parts), x=0.005, ha="left", fontsize=9, color=_MUTED)
     if ablation.usual and (ablation.numeric or ablation.usual.value in ablation.values):
         marks = axes.lines[-1:] if ablation.numeric else axes.patches[-1:]

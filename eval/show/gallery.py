@@ -14,7 +14,7 @@ from diffseg.errors import UserError, did_you_mean
 from diffseg.eval.runs import Run, find_run
 from diffseg.eval.score import image_scores, read_counts, read_summary
 from diffseg.eval.show.drawing import save
-from diffseg.eval.show.report import Panel, example, rule_of_images
+from diffseg.eval.show.examples import Panel, example, rule_of_images
 
 _MARGIN, _LINE = 6, 20  # pixels
 

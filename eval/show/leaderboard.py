@@ -18,7 +18,6 @@ from typing import Annotated, Any
 import numpy as np
 import pandas as pd
 import typer
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from diffseg.datasets.base import DataError
 from diffseg.errors import UserError
@@ -27,6 +26,7 @@ from diffseg.eval.progress import say
 from diffseg.eval.protocols import Protocol
 from diffseg.eval.runs import Run
 from diffseg.eval.score import Summary, counts_for, known_protocols, read_counts, summary_of, tables_of
+from diffseg.eval.show.pages import environment
 from diffseg.eval.show.published import SOURCES, published_beside
 from diffseg.eval.show.tables import markdown
 from diffseg.eval.show.worth import metric_label
@@ -261,14 +261,15 @@ def table_of(boards: Sequence[Board]) -> pd.DataFrame:
 def write_leaderboard(boards: Sequence[Board], out: Path) -> Path:
     """Writes index.html, leaderboard.csv and leaderboard.md into a folder; returns the page's path."""
     out.mkdir(parents=True, exist_ok=True)
-    loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters["metric"] = metric_label
-    page = environment.get_template("leaderboard.html").render(
-        boards=boards,
-        data=list(dict.fromkeys(board.data for board in boards)),
-        protocols=list(dict.fromkeys(board.protocol for board in boards)),
-        sources=SOURCES,
+    page = (
+        environment()
+        .get_template("leaderboard.html")
+        .render(
+            boards=boards,
+            data=list(dict.fromkeys(board.data for board in boards)),
+            protocols=list(dict.fromkeys(board.protocol for board in boards)),
+            sources=SOURCES,
+        )
     )
     table = table_of(boards)
     write(out / "leaderboard.csv", table.to_csv(index=False))

@@ -19,10 +19,10 @@ from diffseg.errors import UserError
 from diffseg.eval.check import check, references_of
 from diffseg.eval.runs import Run, read_circumstances
 from diffseg.eval.score import Summary
-from diffseg.eval.show.ablations import Ablation, ablation_of, candidates, value_text
+from diffseg.eval.show.ablations import Ablation, ablation_of, best_of, candidates, value_text
 from diffseg.eval.show.gallery import rows_of, sheet
+from diffseg.eval.show.pages import data_uri, environment, svg_of
 from diffseg.eval.show.published import SOURCES, published_rows, published_settings
-from diffseg.eval.show.report import data_uri, environment, svg_of
 from diffseg.eval.show.tables import (
     BENCHMARKS,
     PAPER_BACKBONE,
@@ -31,7 +31,6 @@ from diffseg.eval.show.tables import (
     is_papers,
     markdown,
     metric_label,
-    metric_number,
     with_interval,
 )
 from diffseg.files import write
@@ -303,20 +302,6 @@ def ablations_in(outcome: Outcome) -> list[Ablation]:
             if isinstance(made, Ablation):
                 found.append(made)
     return found
-
-
-def best_of(ablation: Ablation) -> str:
-    """The best value of an ablation, and how the usual one does, in a sentence."""
-    by_value = dict(zip(map(ablation.text, ablation.values), ablation.found, strict=True))
-    known = {text: found for text, found in by_value.items() if found["miou"] is not None}
-    if not known:
-        return "No mIoU is defined."
-    best = max(known, key=lambda text: known[text]["miou"])
-    said = f"Best mIoU: {metric_number(known[best]['miou'], 'miou')} at {best}"
-    usual = ablation.usual and ablation.text(ablation.usual.value)
-    if ablation.usual is None or usual not in known:
-        return f"{said}."
-    return f"{said}; {ablation.usual.whose}, {usual}: {metric_number(known[usual]['miou'], 'miou')}."
 
 
 def names_table(outcome: Outcome) -> Shown:

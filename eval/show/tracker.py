@@ -41,7 +41,7 @@ class Wandb(Tracker):
 
     def track(self, run: Run, record: dict[str, Any], summary: Summary, dataset: Dataset) -> None:
         """Logs one wandb run, named after the run's folder; a rerun updates it."""
-        from diffseg.eval.show.report import picture
+        from diffseg.eval.show.examples import picture
 
         wandb = self._wandb
         self.folder.mkdir(parents=True, exist_ok=True)
