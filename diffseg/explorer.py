@@ -163,14 +163,15 @@ class Explorer:
         *,
         opacity: float = 0.5,
         numbers: bool = False,
+        palette: str = "regions",
     ) -> Image.Image:
         """The photo with its segments in colour and outlined; a region mostly keeps its colour when settings change.
 
         Args:
-            threshold, anchors, iterations, weights, refine: as for `segmentation`. opacity: of the colours, 0 to 1.
-            numbers: write each segment's number on it.
+            threshold, anchors, iterations, weights, refine: as for `segmentation`. opacity, numbers, palette: as for
+                `Segmentation.overlay`.
         """
-        return self.segmentation(threshold, anchors, iterations, weights, refine).overlay(opacity, numbers)
+        return self.segmentation(threshold, anchors, iterations, weights, refine).overlay(opacity, numbers, palette)
 
     @torch.no_grad()
     def labels_at(self, size: Size, settings: Settings) -> np.ndarray:
