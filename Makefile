@@ -59,6 +59,7 @@ figures: setup   ## results/figures: the method at a glance, the effect of R, a 
 	$(RUN) -m diffseg.eval.show.figures weights scene:3 --threshold 0.3 --out results/figures/weights.png
 	$(RUN) -m diffseg.eval.show.figures gallery demo:china demo:flower demo:grace_hopper --columns 3 --width 1200 --out results/figures/demo.jpg
 	$(RUN) -m diffseg.eval.show.figures gallery scene:1 scene:3 scene:7 scene:9 --out results/figures/gallery.jpg
+	.venv/bin/diffseg label --demo --attention --out results/figures
 	$(if $(RUNS),$(RUN) -m diffseg.eval.show.figures curves $(RUNS) --out results/figures)
 
 tables: setup    ## results/tables: published beside measured, from your runs on disk (the project's own: results/evidence)

@@ -408,8 +408,8 @@ def beside(pictures: Sequence[Image.Image], titles: Sequence[str], columns: int 
     width, height = pictures[0].size
     letters, gap = max(11, round(width / 20)), max(2, round(width / 50))
     font, above = ImageFont.load_default(letters), round(1.6 * letters)
-    columns = min(columns, len(pictures))
     rows = -(-len(pictures) // columns)
+    columns = -(-len(pictures) // rows)  # as full as each other
     sheet = Image.new("RGB", (columns * (width + gap) - gap, rows * (above + height + gap) - gap), "white")
     draw = ImageDraw.Draw(sheet)
     for index, (picture, title) in enumerate(zip(pictures, titles, strict=True)):

@@ -33,8 +33,8 @@ __all__ = [
 ]
 
 
-# A name is unsure where the runner-up has at least this share of its score. By mean voting on 60 tuning scenes, with a
-# model that has learned words, 73 % of the names below it are right, 40 % of those above.
+# A name is unsure where the runner-up has at least this share of its score. By mean voting on 90 tuning scenes, with
+# `mini`, 86 % of the names below it are right, 48 % of those above.
 UNSURE = 0.7
 
 

@@ -53,7 +53,7 @@ def few_steps(monkeypatch):
     for stage in RECIPE.keys() - TINY.keys():
         monkeypatch.delitem(RECIPE, stage)
     monkeypatch.setattr(checkpoints, "CHECKPOINT_EVERY", 2)
-    monkeypatch.setattr(train, "recommend", lambda folder, device: None)
+    monkeypatch.setattr(train, "recommend", lambda folder, device, kept=None: None)
 
 
 def interrupted(monkeypatch, owner, name, call, *args, **kwargs):

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -52,23 +52,30 @@ from diffseg.mini.words import train_words
 from diffseg.segmenter import DiffSeg
 
 
-def recommend(folder: Path, device: str) -> None:
+def recommend(folder: Path, device: str, kept: Mapping[str, float] | None = None) -> None:
     """Writes a time step and a threshold, chosen on the tuning scenes, and the share of their segments whose names are
     right then ("names_right"), to folder/diffseg.json.
 
     The time step with the best mIoU; of the thresholds the largest whose mIoU is within one standard error of the best
     (Breiman's rule): what scenes cannot tell apart is decided for fewer segments, since photos have more surplus ones.
+
+    Args:
+        kept: "timestep" and "threshold" of a model that has learned nothing since but words, which stay.
     """
     model = DiffusionModel.from_pretrained(str(folder), device=device)
-    rough = tune(model, (100, 300, 500), [0.2 * 1.25**i for i in range(12)], 40)[0]
-    rows = tune(model, [rough["timestep"]], [round(rough["threshold"] * 1.1**i, 2) for i in range(-2, 6)], 90)
-    chosen = fewest(rows)
-    named = score(DiffSeg(model), Scenes(90, TUNE_SEED), DiffSeg(model).settings(**chosen))["mean"]
+    if kept is None:
+        rough = tune(model, (100, 300, 500), [0.2 * 1.25**i for i in range(12)], 40)[0]
+        kept = fewest(
+            tune(model, [rough["timestep"]], [round(rough["threshold"] * 1.1**i, 2) for i in range(-2, 6)], 90)
+        )
+    chosen: dict[str, Any] = {name: kept[name] for name in ("threshold", "timestep")}
+    seg = DiffSeg(model)
+    named = score(seg, Scenes(90, TUNE_SEED), seg.settings(**chosen))["mean"]
     chosen["names_right"] = round(named["segment_accuracy"], 3)
     checkpoints.write(folder / "diffseg.json", json.dumps(chosen) + "\n")
 
 
-def fewest(rows: Sequence[dict]) -> dict[str, Any]:
+def fewest(rows: Sequence[dict]) -> dict[str, float]:
     """{"threshold", "timestep"} of the row of `tune` with the largest threshold within a standard error of the best."""
     enough = rows[0]["miou"] - rows[0]["miou_error"]
     chosen = max((row for row in rows if row["miou"] >= enough), key=lambda row: row["threshold"])
@@ -111,7 +118,8 @@ def _train(
         elif isinstance(stage, Words):
             train_words(work, name, stage, data.large, large.nouns, tokenizer, unet, text)
     export(out, vae, unet, text, tokenizer)
-    recommend(out, str(place))
+    only_words = given and all(isinstance(stage, Words) for name, stage in recipe.items() if name not in skipped)
+    recommend(out, str(place), given.defaults if given and only_words else None)
 
 
 def main(
