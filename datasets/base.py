@@ -229,9 +229,11 @@ class Dataset:
         with _named():
             width, height = read_size(file)
         if (height, width) != shape:
+            turned = "if the photo is turned by EXIF, store it upright or draw the label on the stored pixels; else "
             raise DataError(
-                f"{file} is {width} x {height} but its label {shape[1]} x {shape[0]} pixels: one of the two files "
-                f"belongs to another version of the data set; fetch both again"
+                f"{file} is {width} x {height} but its label {shape[1]} x {shape[0]} pixels: "
+                f"{turned if (width, height) == shape else ''}one of the two files belongs to another version of the "
+                f"data set; fetch both again"
             )
 
 
@@ -255,16 +257,16 @@ def _read_keys(keys: Sequence[str] | str | Path) -> list[str]:
 _EXACT_FLOAT = 1 << 24  # beyond this, float32 (which Pillow also makes of float64) lacks whole numbers
 
 
-def read_photo(path: Path) -> np.ndarray:
-    """An image file, uint8 [H, W, 3], converted as for `diffseg segment` (`images.load_image`).
+def read_photo(path: Path, upright: bool = False) -> np.ndarray:
+    """An image file, uint8 [H, W, 3], converted as for `diffseg segment` (`images.load_image`), of any size.
 
-    But EXIF orientation is not applied, because labels are drawn on stored pixels; and any size will do.
+    upright: apply EXIF orientation. Labels are drawn on stored pixels, so photos with labels stay as stored.
 
     Raises:
         DataError: missing, damaged, not an image, above 100 megapixels, pixels that are not finite numbers.
     """
     with _named():
-        return read_rgb(path)
+        return read_rgb(path, upright)
 
 
 def read_map(path: Path) -> np.ndarray:

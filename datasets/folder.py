@@ -101,8 +101,8 @@ class Folder(Dataset):
         return self._label_path(key) if self.labelled else None
 
     def photo(self, key: str) -> np.ndarray:
-        """uint8 [H, W, 3]."""
-        return read_photo(self.file(key))
+        """uint8 [H, W, 3]; as stored where there are labels, which are drawn on that, else upright (EXIF)."""
+        return read_photo(self.file(key), upright=not self.labelled)
 
     def raw_label(self, key: str) -> np.ndarray:
         """int32 [H, W], `ignore` -> -1."""

@@ -205,7 +205,7 @@ def web(
     size: Size = 512,
     keep: Annotated[int, typer.Option(min=1, help="Photos whose attention is kept in memory, 150 MB each.")] = 4,
 ) -> None:
-    """A page to try photos on in the browser (needs gradio: pip install "diffseg[web]")."""
+    """A page to try photos on in the browser (needs gradio, the extra "web")."""
     with one_sentence():
         if find_spec("gradio") is None:
             raise UserError('the page needs gradio: pip install "diffseg[web]"')

@@ -183,8 +183,8 @@ def _machine() -> Iterator[Finding]:
     """Cores, threads, memory, what the CPU does fast, GPUs."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads, given = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
-    advice = f"unset OMP_NUM_THREADS={given} to use all cores" if given and threads < cores else ""
-    yield Finding("machine", "CPU", GOOD, f"{cores} cores, {threads} threads of torch", advice)
+    advice = f"unset OMP_NUM_THREADS (it is {given}) to use all cores" if given and threads < cores else ""
+    yield Finding("machine", "CPU", GOOD, f"{cores} cores, {threads} thread{'s' * (threads != 1)} of torch", advice)
     flags = _cpu_flags()
     fast = [name for flag, name in _FLAGS.items() if flag in flags]
     halves = {"amx_bf16", "avx512_bf16"} & flags

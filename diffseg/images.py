@@ -63,13 +63,16 @@ def _upright(name: str, image: Image.Image) -> np.ndarray:
     return _rgb(name, image)
 
 
-def read_rgb(path: str | Path) -> np.ndarray:
-    """A file as `load_image` reads it, uint8 [H, W, 3], but as stored: of any size, EXIF orientation not applied.
+def read_rgb(path: str | Path, upright: bool = False) -> np.ndarray:
+    """A file as `load_image` reads it, uint8 [H, W, 3], but of any size, and EXIF orientation applied only if upright.
 
     Raises:
         ImageError: as `load_image`.
     """
     with open_image(path) as image:
+        if upright:
+            with _damage_named(path):
+                image = ImageOps.exif_transpose(image)
         return _rgb(str(path), image)
 
 
@@ -130,7 +133,9 @@ def _damage_named(name: str | Path) -> Iterator[None]:
     except ImageError:
         raise
     except FileNotFoundError:
-        raise ImageError(f"{name} is missing, there is no such file: fetch it again, or leave it out") from None
+        raise ImageError(
+            f"{name} is missing, there is no such file: check the path, fetch it again, or leave it out"
+        ) from None
     except Image.DecompressionBombError:
         raise ImageError(f"{name} is too large, {_LIMIT}") from None
     except UnidentifiedImageError:

@@ -124,7 +124,7 @@ def warning(seg: DiffSeg) -> str:
     if right is None:
         return ""
     return (
-        f"{seg.model.name} names {100 * right:.0f} % of the segments of generated scenes right, and fewer of photos: "
+        f"{seg.model.name} names {100 * right:.0f} % of the segments of 90 generated scenes right, fewer of photos: "
         "look before you believe a name, and use a larger model for names that matter"
     )
 

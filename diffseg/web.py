@@ -11,7 +11,9 @@ import html
 import json
 import os
 import shutil
+import signal
 import socket
+import sys
 import tempfile
 import threading
 import uuid
@@ -316,11 +318,11 @@ def page(desk: Desk) -> gr.Blocks:
                 )
             with gr.Column(scale=1, min_width=320):
                 threshold = gr.Slider(0.05, 3, tau, step=0.01, label="tau", info=TAU, elem_id="threshold")
-                upload = gr.File(label="a photo of yours", file_types=["image"], height=140, elem_id="upload")
+                upload = gr.File(label="a photo of yours", file_types=["image"], height=170, elem_id="upload")
                 gallery = gr.Gallery(
                     [(path, None) for path in examples.values()],
                     columns=3,
-                    height=230,
+                    height="auto",
                     show_label=False,
                     allow_preview=False,
                     format="jpeg",
@@ -468,6 +470,7 @@ def serve(
     local = host in ("127.0.0.1", "localhost", "::1")
     app = application(Desk(loaded, seen=seen, size=size), local)
     print(f"diffseg is at http://{host}:{listening.getsockname()[1]} (stop it with Ctrl+C)", flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # else the folder would stay
     uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listening])
 
 

@@ -227,8 +227,9 @@ class Page:
         self.frame()
 
     def frame(self) -> None:
-        """Waits until what was asked for is drawn."""
-        self.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done())))")
+        """Waits until what was asked for is drawn, or the page is left for another."""
+        with suppress(RuntimeError):
+            self.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done())))")
 
     def screenshot(self, path: Path, whole: bool = False) -> None:
         """Writes what is seen, or the whole page, as PNG (or as JPEG by the file's suffix)."""

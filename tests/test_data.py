@@ -51,6 +51,18 @@ def test_transparency_is_laid_over_white(tmp_path):
     assert image[0, 15].tolist() == [255, 0, 0]
 
 
+def test_photos_turned_by_exif_are_upright_where_no_label_is_drawn_on_them(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotate by 90 degrees to look at it
+    saved(Image.new("RGB", (40, 20)), tmp_path / "e.jpg", exif=exif)
+    assert Folder(tmp_path).photo("e").shape == (40, 20, 3)
+    Image.fromarray(np.zeros((20, 40), np.uint8)).save(tmp_path / "e.label.png")
+    assert Folder(tmp_path).photo("e").shape == (20, 40, 3)
+    Image.fromarray(np.zeros((40, 20), np.uint8)).save(tmp_path / "e.label.png")
+    with pytest.raises(DataError, match="if the photo is turned by EXIF, store it upright"):
+        Folder(tmp_path).check_size("e", (40, 20))
+
+
 def test_exif_orientation_is_applied(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # rotate by 90 degrees to look at it

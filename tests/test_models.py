@@ -96,7 +96,7 @@ def test_the_embedded_model_is_sds_topology():
     assert sum(n.startswith("down_blocks") for n in names) == 6
     assert sum(n.startswith("mid_block") for n in names) == 1
     assert sum(n.startswith("up_blocks") for n in names) == 9
-    assert set(model.defaults) == {"threshold", "timestep"}
+    assert set(model.defaults) == {"threshold", "timestep", "names_right"}
     maps = model.observe(torch.zeros(1, 3, 512, 512), SELF, Look(300)).self_attention
     assert sorted(maps) == [(8, 8), (16, 16), (32, 32), (64, 64)]
     size = sum(p.stat().st_size for p in EMBEDDED["mini"].rglob("*.safetensors"))

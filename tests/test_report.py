@@ -25,7 +25,7 @@ from diffseg.eval.runs import find_run
 from diffseg.eval.score import Annotations, count, count_grid, known_protocols
 from diffseg.eval.show import all_images
 from diffseg.eval.show.confusion import confusion, heat_map
-from diffseg.eval.show.examples import chosen, extremes, matched_classes, picture
+from diffseg.eval.show.examples import chosen, example, extremes, matched_classes, picture
 from diffseg.eval.show.report import class_rows, spreads, write_report
 from diffseg.eval.show.sweep import write_sweep
 from diffseg.images import distinct_colours
@@ -311,6 +311,14 @@ def test_what_cannot_be_read_is_replaced_by_the_reason(masks, tmp_path):
     (tmp_path / "photos" / "plain.label.png").unlink()
     page = write_report(run, dataset, summary, OneToOne()).read_text()
     assert page.count("plain.label.png is missing") == 2  # truth and prediction
+
+
+def test_counts_of_another_map_are_told(masks, tmp_path):
+    """A map of three segments beside counts of one."""
+    dataset = Folder(tmp_path / "photos", masks["dataset"]["classes"], size=64)
+    row = {"key": "plain", "segments": 1, "table": np.zeros((len(dataset.classes) + 1, 1), int)}
+    panels = example(dataset, row, tmp_path / "masks" / "plain_mask.png").panels
+    assert panels[-1].error == "its label map has 3 segments, its counts are of 1: score the run again"
 
 
 def test_images_left_out_are_named(scenes):

@@ -445,7 +445,7 @@ def test_the_command_in_a_real_process(photo, tmp_path):
 def test_the_demo_names_scenes_by_their_own_captions_and_says_how_far_to_trust_it(tmp_path):
     ran = run("--demo", "--out", tmp_path, "--attention", *SMALL)
     assert ran.exit_code == 0, ran.stderr
-    assert "% of the segments of generated scenes right" in ran.stderr
+    assert "% of the segments of 90 generated scenes right" in ran.stderr
     for index in SCENES:
         record = json.loads((tmp_path / f"scene{index}.json").read_text())
         assert record["caption"] == scene(TEST_SEED, index).caption

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import threading
@@ -162,16 +161,20 @@ class Served:
 
     def stop(self) -> str:
         """What it complained of, once it has ended."""
-        self.process.send_signal(signal.SIGINT)
+        self.process.terminate()
         return self.process.communicate(timeout=60)[1]
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
+    """Nothing is left behind: nothing beside the temporary folder while it serves, nor there when it has ended."""
     server = Served(tmp_path_factory.mktemp("served"))
     yield server
-    if server.process.poll() is None:
-        server.stop()
+    assert "Traceback" not in server.stop()
+    for name in ("work", "temporary"):
+        assert [path.name for path in (server.folder / name).iterdir()] == []
+    left = [path for path in (server.folder / "home").rglob("*") if path.is_file()]
+    assert [path.name for path in left if path.parent.name != "matplotlib"] == []  # its list of fonts
 
 
 def asked(url: str, photo: Path, thresholds, results: dict) -> None:
@@ -256,17 +259,6 @@ def test_names_that_lead_here_from_elsewhere_are_refused(served):
         assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
     with pytest.raises(HTTPError, match="400"):
         urlopen(Request(served.url, headers={"Host": "elsewhere.example"}))
-
-
-def test_nothing_is_left_behind(served):
-    """After the others: nothing beside the temporary folder while it serves, and nothing there when it has ended."""
-    time.sleep(0.1)
-    complaints = served.stop()
-    assert "Traceback" not in complaints
-    for name in ("work", "temporary"):
-        assert [path.name for path in (served.folder / name).iterdir()] == []
-    left = [path for path in (served.folder / "home").rglob("*") if path.is_file()]
-    assert [path.name for path in left if path.parent.name != "matplotlib"] == []  # its list of fonts
 
 
 def test_a_taken_port_is_one_sentence(served, tmp_path):

@@ -127,6 +127,9 @@ def example(dataset: Dataset, row: Mapping[str, Any], path: Path, side: int = SI
         return Example(row, (first, second, Panel("Prediction", error=no_map)), legend, ignored)
     numbers, rank = np.unique(labels, return_inverse=True)
     matched = matched_classes(row["table"])
+    if len(numbers) > len(matched):
+        other = f"its label map has {len(numbers)} segments, its counts are of {len(matched)}: score the run again"
+        return Example(row, (first, second, Panel("Prediction", error=other)), legend, ignored)
     matched = matched[numbers if numbers[-1] < len(matched) else np.arange(len(numbers))][rank]
     hits = ", ".join(names[c] for c in present if (matched == c).any()) or "no class"
     alt = f"Prediction for {key}: {row['segments']} segments, matched to {hits}"

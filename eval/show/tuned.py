@@ -193,14 +193,14 @@ def _keep(request: Request, seg: DiffSeg, settings: Settings, tau: float, why: s
 def table_of(tuning: Tuning) -> tuple[list[str], list[list[str]]]:
     """The table for the screen: its heads, and a row for each threshold."""
     every, said, scores = np.stack(list(tuning.segments.values())), marks(tuning), tuning.scores
-    heads = ["tau", "segments", "least", "most", *(["mIoU %", "95 %", "accuracy %"] if scores else []), ""]
+    heads = ["tau", "segments", *(["mIoU %", "accuracy %"] if scores else []), ""]
     table = []
     for i, tau in enumerate(tuning.thresholds):
-        row = [f"{tau:g}", f"{tuning.median[i]:g}", str(every[:, i].min()), str(every[:, i].max())]
+        row = [f"{tau:g}", f"{tuning.median[i]:g} ({every[:, i].min()} to {every[:, i].max()})"]
         if scores:
             low, high = 100 * scores.miou_intervals[i]
-            reach = "" if math.isnan(low) else f"{low:.1f} to {high:.1f}"
-            row += [f"{100 * scores.miou[i]:.1f}", reach, f"{100 * scores.accuracy[i]:.1f}"]
+            reach = "" if math.isnan(low) else f" ({low:.1f} to {high:.1f})"
+            row += [f"{100 * scores.miou[i]:.1f}{reach}", f"{100 * scores.accuracy[i]:.1f}"]
         table.append([*row, said.get(i, "")])
     return heads, table
 
