@@ -202,10 +202,9 @@ class Desk:
         return beside(pictures, [*(f"attention at {h} x {w}" for h, w in attention.levels), "aggregated"])
 
     def files(self, key: str, choice: Choice, folder: Path) -> list[Path]:
-        """Writes what the command line writes of a photo, and a COCO file, into a folder.
+        """Writes what the command line writes of a photo, and a COCO file, into a folder; returns the files.
 
-        Raises:
-            UserError: of other methods than DiffSeg there is a label map alone.
+        Of other methods than DiffSeg these are label map and overlay alone.
         """
         with self._one:
             made, photo = self.labels(key, choice), self.photo(key)
@@ -282,12 +281,59 @@ def _told() -> Iterator[None]:
         raise gr.Error(html.escape(printable(error)), title="", print_exception=False) from None
 
 
+class _Answers:
+    """What the page's controls get from a desk. photo: a key of its; chosen: the fields of a `Choice`."""
+
+    def __init__(self, desk: Desk):
+        self.desk = desk
+
+    def draw(self, photo: str, *chosen):
+        """Picture and sentence."""
+        with _told():
+            return self.desk.draw(photo, Choice(*chosen))
+
+    def redraw(self, photo: str, *chosen):
+        """As `draw`; nothing where no photo is chosen."""
+        return self.draw(photo, *chosen) if photo else (None, "")
+
+    def show(self, photo: str, *chosen):
+        """A photo that has just been chosen: its key, picture and sentence, and no point."""
+        return photo, *self.redraw(photo, *chosen), gr.Image(None, visible=False)
+
+    def take(self, path: str | None, *chosen):
+        """An uploaded photo, or none any more."""
+        with _told():
+            photo = "" if path is None else self.desk.take(path)
+        return self.show(photo, *chosen)
+
+    def pick(self, event: gr.SelectData, *chosen):
+        """One of the examples."""
+        return self.show(list(self.desk.examples)[int(event.index)], *chosen)
+
+    def look(self, event: gr.SelectData, photo: str, *chosen):
+        """The attention of the point that was clicked."""
+        with _told():
+            return gr.Image(self.desk.look(photo, Choice(*chosen), *event.index), visible=True)
+
+    def choose(self, photo: str, model: str, method: str, _: float, *rest):
+        """Another model or method: where its slider stands, and what it draws."""
+        slider, value = _slider(self.desk.models[model], method)
+        return slider, *self.redraw(photo, model, method, value, *rest)
+
+    def write(self, photo: str, *chosen):
+        """Files to download."""
+        with _told():
+            place = Path(tempfile.mkdtemp(dir=FOLDER))
+            return gr.File(list(map(str, self.desk.files(photo, Choice(*chosen), place))), visible=True)
+
+
 def page(desk: Desk) -> gr.Blocks:
     """The page over a desk."""
     names = list(desk.models)
     tau = desk.models[names[0]].settings().threshold[0]
     examples = _examples(FOLDER / "examples")
     desk.examples = {name: _photo(path, name) for name, path in examples.items()}
+    answer = _Answers(desk)
 
     with gr.Blocks(title="diffseg", analytics_enabled=False, fill_width=True, delete_cache=(600, HOUR_S)) as blocks:
         gr.Markdown(
@@ -341,52 +387,21 @@ def page(desk: Desk) -> gr.Blocks:
 
         settings = [key, model, method, threshold, anchors, nouns, numbers]
 
-        def draw(photo: str, *chosen):
-            with _told():
-                return desk.draw(photo, Choice(*chosen))
-
-        def redraw(photo: str, *chosen):
-            return draw(photo, *chosen) if photo else (None, "")
-
-        def shown(photo: str, *chosen):
-            return photo, *draw(photo, *chosen), gr.Image(None, visible=False)
-
-        def take(path: str | None, *chosen):
-            with _told():
-                photo = "" if path is None else desk.take(path)
-            return shown(photo, *chosen) if photo else ("", None, "", gr.Image(None, visible=False))
-
-        def pick(event: gr.SelectData, *chosen):
-            return shown(list(examples)[int(event.index)], *chosen)
-
-        def look(event: gr.SelectData, photo: str, *chosen):
-            with _told():
-                return gr.Image(desk.look(photo, Choice(*chosen), *event.index), visible=True)
-
-        def choose(photo: str, name: str, chosen: str, _: float, *rest):
-            slider, value = _slider(desk.models[name], chosen)
-            return slider, *redraw(photo, name, chosen, value, *rest)
-
-        def write(photo: str, *chosen):
-            with _told():
-                place = Path(tempfile.mkdtemp(dir=FOLDER))
-                return gr.File(list(map(str, desk.files(photo, Choice(*chosen), place))), visible=True)
-
         once: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
         quietly: dict[str, Any] = {**once, "show_progress": "hidden", "trigger_mode": "always_last"}
         private: dict[str, Any] = {"api_visibility": "private", **once}
         everything = [key, picture, said, attention]
-        blocks.load(partial(shown, next(iter(examples))), settings[1:], everything, **private)
-        upload.change(take, [upload, *settings[1:]], everything, api_name="take", **once)
-        gallery.select(pick, settings[1:], everything, **private)
-        threshold.input(redraw, settings, [picture, said], api_name="draw", **quietly)
-        anchors.input(redraw, settings, [picture, said], **private | quietly)
+        blocks.load(partial(answer.show, next(iter(examples))), settings[1:], everything, **private)
+        upload.change(answer.take, [upload, *settings[1:]], everything, api_name="take", **once)
+        gallery.select(answer.pick, settings[1:], everything, **private)
+        threshold.input(answer.redraw, settings, [picture, said], api_name="draw", **quietly)
+        anchors.input(answer.redraw, settings, [picture, said], **private | quietly)
         for control in (nouns.submit, nouns.blur, numbers.input):
-            control(redraw, settings, [picture, said], **private)
+            control(answer.redraw, settings, [picture, said], **private)
         for control in (method.input, model.input):
-            control(choose, settings, [threshold, picture, said], **private)
-        picture.select(look, settings, attention, **private)
-        download.click(write, settings, files, api_name="files", **once)
+            control(answer.choose, settings, [threshold, picture, said], **private)
+        picture.select(answer.look, settings, attention, **private)
+        download.click(answer.write, settings, files, api_name="files", **once)
     return blocks
 
 
