@@ -5,8 +5,9 @@ the weights R, distances for the anchors M, proposals for a whole setting.
 
 Memory of a photo, bounded by h x w, the finest maps' size (64 x 64 for 512 x 512 pixels of Stable Diffusion 1, or of
 `mini`): the pass (68 MiB there), aggregated attention of the latest weights (64 MiB), distances of the latest two grids
-of anchors (4 MiB for M = 16), the latest proposals (at most as much). All is float32: in half precision, labels would
-no longer be those of a plain call.
+of anchors (4 MiB for M = 16), the latest proposals (at most as much). What other methods make of `observed` stays as
+long as the photo (the walk's own aggregated attention, 64 MiB). All is float32: in half precision, labels would no
+longer be those of a plain call.
 """
 
 from __future__ import annotations

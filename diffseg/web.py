@@ -144,7 +144,8 @@ class Desk:
         with self._one:
             if key not in self._photos:
                 raise UserError("that photo is no longer kept: choose it again" if key else "choose a photo first")
-            return self._photos.of(key, lambda: self._photos[key])
+            self._photos.move_to_end(key)  # so that it is kept longest
+            return self._photos[key]
 
     def explorer(self, key: str, choice: Choice) -> Explorer:
         """What a model has seen of a photo."""
