@@ -97,13 +97,15 @@ class Observation:
 
     self_attention: {(h, w): [B, h*w, h*w]}, mean over the heads and layers of each resolution. cross_attention:
     {(h, w): [B, h*w, tokens]}. Each row sums to 1. features: {layer: [B, C, h, w]}. What was not asked for is empty.
-    selections: what the same pass has shown of other selections of layers.
+    selections: what the same pass has shown of other selections of layers. check: waits for the pass, and raises a
+    UserError that names the layer where what it has computed are no numbers.
     """
 
     self_attention: Maps
     cross_attention: Maps = field(default_factory=dict)
     features: dict[str, Tensor] = field(default_factory=dict)
     selections: dict[Layers | None, Observation] = field(default_factory=dict)
+    check: Callable[[], None] = lambda: None
 
 
 class Recorder(TorchFunctionMode):
@@ -146,7 +148,7 @@ class Recorder(TorchFunctionMode):
         self._counts: dict[tuple[int, str, Size], int] = {}
         self._lies: dict[str, tuple[Tokens, int]] = {}  # how the tokens of each layer lie, and its number of queries
         self._outputs: dict[str, tuple[Tensor, ...]] = {}
-        self._finite: dict[str, Tensor] = {}  # whether each layer's queries and keys are numbers
+        self._finite: dict[str, Tensor] = {}  # the sum of each layer's queries and keys: no number if one is none
         self._hooks: list[Any] = []
         self._watching = False
 
@@ -202,8 +204,8 @@ class Recorder(TorchFunctionMode):
         kinds = {kind: keys for kind, keys in asked.items() if keys is not None and self._groups_of(layer, kind)}
         if not kinds:
             return
-        # Looked at when the pass is over: asking now would make a GPU wait at every layer.
-        self._finite[layer] = query.isfinite().all() & key.isfinite().all()
+        # Sums are finite where all is, one pass over memory each; asking now would make a GPU wait at every layer.
+        self._finite[layer] = _sum_of(query) + _sum_of(key)
         scale = query.shape[-1] ** -0.5 if scale is None else scale
         q, k = (x.transpose(1, 2).flatten(2) for x in (query[:, :, lie.queries], key))
         add = _head_mean_for(q, query.shape[1])
@@ -250,8 +252,10 @@ class Recorder(TorchFunctionMode):
         """What was seen of the first group; see `observations`."""
         return self.observations()[0]
 
-    def observations(self) -> list[Observation]:
+    def observations(self, wait: bool = True) -> list[Observation]:
         """What was seen of each group, once the pass is over; the recorder is empty afterwards.
+
+        wait: for the device, to `check` at once; otherwise that is the caller's to do.
 
         Raises:
             UserError: the network has attention layers that did not call `scaled_dot_product_attention`, or no
@@ -270,26 +274,33 @@ class Recorder(TorchFunctionMode):
                 where = "transformer blocks" if chosen is None else ", ".join(sorted(chosen))
                 raise UserError(f"{network} has no self-attention in {where}: nothing to segment with")
         features = {name: self._of_image(name, outputs) for name, outputs in self._outputs.items()}
-        self._check_finite(network, features)
+        check = self._check_of(network, features)
+        if wait:
+            check()
         for group, sums in enumerate(self._sums):
             for kind, maps in sums.items():
                 for size, total in maps.items():
                     total.div_(self._counts[group, kind, size])
         grids = {name: self._grid(name, values) for name, values in features.items()}
-        seen = [Observation(sums["image"], sums["text"], grids) for sums in self._sums]
+        seen = [Observation(sums["image"], sums["text"], grids, check=check) for sums in self._sums]
         self._sums, self._outputs = [], {}
         return seen
 
-    def _check_finite(self, network: str, features: Mapping[str, Tensor]) -> None:
-        """Refuses a pass whose numbers are none any more, naming the first layer that shows it."""
-        checks = self._finite | {name: values.isfinite().all() for name, values in features.items()}
-        if not checks or bool(torch.stack(list(checks.values())).all()):
-            return
-        layer = next(name for name, finite in checks.items() if not finite)
-        raise UserError(
-            f"{layer} of {network} computes NaN or infinite numbers: its weights are damaged, or overflow in half "
-            f"precision (then set dtype to float32)"
-        )
+    def _check_of(self, network: str, features: Mapping[str, Tensor]) -> Callable[[], None]:
+        """What refuses a pass whose numbers are none any more, naming the first layer that shows it."""
+        sums = self._finite | {name: _sum_of(values) for name, values in features.items()}
+        finite = torch.stack([total.isfinite() for total in sums.values()]) if sums else torch.ones(1)
+
+        def check() -> None:
+            if bool(finite.all()):
+                return
+            layer = next(name for name, fine in zip(sums, finite, strict=True) if not fine)
+            raise UserError(
+                f"{layer} of {network} computes NaN or infinite numbers: its weights are damaged, or overflow in half "
+                f"precision (then set dtype to float32)"
+            )
+
+        return check
 
     def _near(self, name: str) -> list[str]:
         """The seen layers around or in a module, or else those beside it: in the smallest module that has both."""
@@ -334,6 +345,11 @@ class Recorder(TorchFunctionMode):
             )
         ((size, tokens),) = grids.items()
         return tokens.transpose(1, 2).unflatten(2, size)
+
+
+def _sum_of(values: Tensor) -> Tensor:
+    """The sum of all values, in at least float32: a number where all of them are."""
+    return values.sum(dtype=torch.promote_types(values.dtype, torch.float32))
 
 
 def add_head_mean(total: Tensor, q: Tensor, k: Tensor, heads: int, scale: float, mask: Tensor | None = None) -> None:

@@ -88,12 +88,24 @@ class Batch:
             self._kept[key] = make()
         return self._kept[key]
 
+    def start(self) -> None:
+        """Makes the first pass that is needed before it is asked for; a GPU goes on with it while the caller does
+        something else."""
+        for look, needs in self._needs.items():
+            if needs:
+                self._see_once(look)
+                return
+
     def seen(self, look: Look = Look()) -> Observation:
         """What a pass has shown; the model runs when that is first asked for."""
         look = look.within(self.look)
+        self._see_once(look)
+        self._once(("checked", look), self._kept["seen", look].check)
+        return self._kept["seen", look]
+
+    def _see_once(self, look: Look) -> None:
         if ("seen", look) not in self._kept:
             self._kept |= {("seen", other): seen for other, seen in self._pass(look).items()}
-        return self._kept["seen", look]
 
     def _pass(self, look: Look) -> dict[Look, Observation]:
         """What one pass shows for a look, and for all others asked for that differ from it in `layers` alone."""
@@ -122,7 +134,13 @@ class Batch:
         if name in self._needs.get(look, Needs()).features:
             return self.seen(look).features[name]
         needs = Needs(features=frozenset({name}))
-        return self._once(("features", name, look), lambda: self._see(look, needs).features[name])
+
+        def see() -> Tensor:
+            seen = self._see(look, needs)
+            seen.check()
+            return seen.features[name]
+
+        return self._once(("features", name, look), see)
 
     def distances(self, weights: Weights, anchors: int, look: Look = Look()) -> Tensor:
         """Distances D [B, M*M, h*w] in nats from the maps of the M x M anchors to all maps."""

@@ -175,9 +175,15 @@ def whole_evaluation(seg: DiffSeg, folder: Path, images: int, batch: int, worker
     photos.mkdir()
     made = [scene(TEST_SEED, i, 640) for i in range(min(images, 8))]
     for i in range(images):
-        one = made[i % len(made)]
-        Image.fromarray(one.image[:480]).save(photos / f"{i:05d}.jpg", quality=95)
-        Image.fromarray(one.label[:480].astype(np.uint8)).save(photos / f"{i:05d}.label.png")
+        files, first = (
+            [photos / f"{number:05d}{suffix}" for suffix in (".jpg", ".label.png")] for number in (i, i % 8)
+        )
+        if i < len(made):
+            Image.fromarray(made[i].image[:480]).save(files[0], quality=95)
+            Image.fromarray(made[i].label[:480].astype(np.uint8)).save(files[1])
+        else:
+            for file, same in zip(files, first, strict=True):
+                file.hardlink_to(same)
     dataset, settings = Folder(str(photos), CLASSES), seg.settings()
     run = Run(folder / "run", {}, ("diffseg",), None)
     segmenters = {"diffseg": Merging(settings.threshold, anchors=settings.anchors)}
@@ -323,7 +329,7 @@ def main(
         str | None, typer.Option(help="Images per forward pass. (default: 1 on a CPU, else 1,4,16,64)")
     ] = None,
     images: Annotated[
-        int | None, typer.Option(min=1, help="Of a whole evaluation. (default: 8 on a CPU, else 512)")
+        int | None, typer.Option(min=1, help="Of a whole evaluation. (default: 8 on a CPU, else 4,096)")
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Runs of which the median is taken.")] = 5,
     compare: Annotated[bool, typer.Option(help="Also run the straightforward version (about a minute).")] = True,
@@ -421,7 +427,7 @@ def measure(
     best = min(columns, key=lambda name: columns[name]["model and method"])
     result["limit"] = limit_of(loaded, place, columns[best]["model and method"])
     with tempfile.TemporaryDirectory() as folder:
-        number, workers = images or (512 if gpu else 8), min(16, os.cpu_count() or 1)
+        number, workers = images or (4096 if gpu else 8), min(8, os.cpu_count() or 1)
         result["images_per_s"] = {"batch": int(best), **whole_evaluation(seg, Path(folder), number, int(best), workers)}
     result["peak_gib"] = _peak_gib()
     result["with_model_gib"] = with_model

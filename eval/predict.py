@@ -1,15 +1,17 @@
 """Data set -> label maps on disk. What is there already is kept, so a killed run continues where it was.
 
-Images are read by worker processes and maps written by a thread, so that the model never waits; one forward pass
-serves all segmenters that look alike.
+Images are read by worker processes and maps written by threads, and a GPU is given the next batch's pass before one
+batch is merged, so that the model never waits; one forward pass serves all segmenters that look alike.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -138,13 +140,16 @@ def predict(
     done, start = 0, time.monotonic()
     with killed_readers_told(), ThreadPoolExecutor(_WRITERS) as writer:
         writing: list[Future] = []
-        for images in track(batches, "predict", len(todo)):
-            good = [image for image in images if not image.error]
-            for alike in _alike(good):
-                for name, labels in _segmented(backbone, look, alike, segmenters):
-                    for image, image_labels in zip(alike, labels, strict=True):
+        begin = partial(_passes, backbone, look, segmenters)
+        for images, passes in _begun(track(batches, "predict", len(todo)), begin, ahead=not on_cpu):
+            while passes:  # what one has shown is let go before the next
+                alike = passes.pop(0)
+                for name, labels in alike.segmented():
+                    for image, image_labels in zip(alike.images, labels, strict=True):
                         _check_labels(name, image.key, image_labels, image.shape)
                         writing.append(writer.submit(_write_map, run.map(name, image.key), image_labels))
+                del alike
+            good = [image for image in images if not image.error]
             done += len(good)
             for image in images:
                 if image.error:
@@ -167,13 +172,64 @@ def _alike(images: Sequence[Loaded]) -> list[list[Loaded]]:
     return [*groups.values()]
 
 
-def _segmented(
-    backbone: Backbone | None, look: Look, images: Sequence[Loaded], segmenters: Mapping[str, Segmenter | Oracle]
-) -> Iterator[tuple[str, list[np.ndarray]]]:
-    """(name, labels of each image) of every segmenter, from one pass for each look.
+@dataclass(frozen=True)
+class _Pass:
+    """Images of one shape, and the segmenters that one pass of the backbone serves."""
 
-    Looks that differ in their layers alone share a pass; what a pass has shown is let go before the next.
-    """
+    images: Sequence[Loaded]
+    segmenters: Mapping[str, Segmenter | Oracle]
+    batch: Batch
+
+    def segmented(self) -> Iterator[tuple[str, list[np.ndarray]]]:
+        """(name, labels of each image) of every segmenter."""
+        truths = [image.truth for image in self.images]
+        for name, segmenter in self.segmenters.items():
+            yield name, segment(segmenter, self.batch, truths)
+
+
+def _begun(
+    batches: Iterable[Sequence[Loaded]], begin: Callable[[Sequence[Loaded]], list[_Pass]], ahead: bool
+) -> Iterator[tuple[Sequence[Loaded], list[_Pass]]]:
+    """Batches with their passes. ahead: the first pass of the next batch is started before one is handed on, so that a
+    GPU has work while this process waits for what the batch's segments need."""
+    waiting = None
+    for images in batches:
+        passes = begin(images)
+        if not ahead:
+            yield images, passes
+            continue
+        if passes:
+            with suppress(
+                UserError, torch.OutOfMemoryError
+            ):  # of two batches at once; it is tried again when asked for
+                passes[0].batch.start()
+        if waiting:
+            yield waiting
+        waiting = images, passes
+    if waiting:
+        yield waiting
+
+
+def _passes(
+    backbone: Backbone | None, look: Look, segmenters: Mapping[str, Segmenter | Oracle], images: Sequence[Loaded]
+) -> list[_Pass]:
+    """What is to be passed through the backbone, of the images that could be read: those of one shape together, and
+    one pass for each look. Looks that differ in their layers alone share a pass."""
+    good = [image for image in images if not image.error]
+    looks: dict[Look, dict[str, Segmenter | Oracle]] = {}
+    for name, segmenter in segmenters.items():
+        looks.setdefault(replace(segmenter.look.within(look), layers=None), {})[name] = segmenter
+    return [
+        _Pass(together, alike, _batch(backbone, look, together, alike))
+        for together in _alike(good)
+        for alike in looks.values()
+    ]
+
+
+def _batch(
+    backbone: Backbone | None, look: Look, images: Sequence[Loaded], segmenters: Mapping[str, Segmenter | Oracle]
+) -> Batch:
+    """Images of one shape, to be looked at when segmenters ask."""
 
     def see(asked: Look, needs: Needs) -> Observation:
         assert backbone is not None
@@ -181,19 +237,13 @@ def _segmented(
         pixels = [torch.as_tensor(image.pixels[asked.size]) for image in images]
         together = torch.stack([p.to(backbone.device, non_blocking=True) for p in pixels])
         texts = [prompt.text for prompt in prompts] if asked.prompted and prompts else None
-        return backbone.observe(together, needs, asked, texts)
+        return backbone.observe(together, needs, asked, texts, wait=False)
 
     assert look.size is not None
     prompts = _prompts(backbone, images)
     pixels = [torch.as_tensor(image.pixels[look.size]) for image in images]
-    passes: dict[Look, dict[str, Segmenter | Oracle]] = {}
-    for name, segmenter in segmenters.items():
-        passes.setdefault(replace(segmenter.look.within(look), layers=None), {})[name] = segmenter
-    for alike in passes.values():
-        sizes = [image.shape for image in images]
-        batch = Batch(pixels, see, look, needs_by_look(alike.values()), sizes, prompts)
-        for name, segmenter in alike.items():
-            yield name, segment(segmenter, batch, [image.truth for image in images])
+    sizes = [image.shape for image in images]
+    return Batch(pixels, see, look, needs_by_look(segmenters.values()), sizes, prompts)
 
 
 def _prompts(backbone: Backbone | None, images: Sequence[Loaded]) -> list[Prompt] | None:

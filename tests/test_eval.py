@@ -396,7 +396,7 @@ def test_golden_attention_end_to_end(tmp_path, monkeypatch):
 
         device = torch.device("cpu")
 
-        def observe(self, images, needs, look, prompts=None):
+        def observe(self, images, needs, look, prompts=None, wait=True):
             return Observation(golden_maps(waiting.pop(0), torch.float32))
 
     monkeypatch.setattr(run, "_load_model", lambda *a, **k: Recorded())

@@ -106,13 +106,14 @@ class Backbone(ABC):
 
     @torch.no_grad()
     def observe(
-        self, images: Tensor, needs: Needs, look: Look = Look(), prompts: Sequence[str] | None = None
+        self, images: Tensor, needs: Needs, look: Look = Look(), prompts: Sequence[str] | None = None, wait: bool = True
     ) -> Observation:
         """What one pass shows of images.
 
         Args:
             images: [B, 3, H, W] in [-1, 1]. needs: what to keep. look: how to ask; its timestep None is the model's
-                own default, or the paper's. prompts: one for each image; None: the empty prompt.
+                own default, or the paper's. prompts: one for each image; None: the empty prompt. wait: for the device,
+                and refuse what are no numbers; otherwise that is the caller's to do (`Observation.check`).
 
         Raises:
             UserError: a layer that does not exist, or attention that cannot be seen.
@@ -138,7 +139,7 @@ class Backbone(ABC):
         needs = replace(needs, features=frozenset(names.values()))
         with full_float32(), Recorder(self.network, self.layers(), tokens, needs, groups) as recorder:
             self.forward(images, look, prompts or [""] * len(images))
-        seen = recorder.observations()
+        seen = recorder.observations(wait)
         features = {asked: seen[0].features[name] for asked, name in names.items()}
         first, *rest = (replace(one, features=features) for one in seen)
         return replace(first, selections=dict(zip(selections[1:], rest, strict=True)))

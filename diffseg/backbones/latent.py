@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from diffseg.attention import Look
 from diffseg.backbones.base import Backbone, recommended
 from diffseg.backbones.loading import load, quiet
-from diffseg.devices import resolve_device, resolve_dtype
+from diffseg.devices import full_float32, resolve_device, resolve_dtype
 from diffseg.errors import UserError
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ class LatentModel(Backbone):
         return 2 ** (len(self.pipeline.vae.config.block_out_channels) - 1)
 
     @torch.no_grad()
+    @full_float32()
     def encode(self, images: Tensor) -> Tensor:
         """Latents [B, c, H/8, W/8] of images [B, 3, H, W] in [-1, 1]: the autoencoder's mean, scaled as it says."""
         vae = self.pipeline.vae
