@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from diffseg.datasets.base import DataError, Dataset, Words
 from diffseg.errors import UserError
 from diffseg.eval.progress import track
 from diffseg.eval.runs import Run
-from diffseg.eval.workers import killed_readers_told, loader
+from diffseg.eval.workers import free_shared_bytes, killed_readers_told, loader
 from diffseg.files import write
 from diffseg.images import label_image
 from diffseg.methods.base import Oracle, Segmenter, needs_by_look
@@ -40,27 +40,62 @@ _WRITERS = 4  # threads: a map takes 2 ms, most of them in zlib, which lets othe
 
 @dataclass(frozen=True)
 class Loaded:
-    """One image, or what was wrong with it.
+    """One image but for its pixels, or what was wrong with it.
 
-    pixels: float32 [3, h, w] by size. shape: (H, W) in pixels that labels are wanted at. truth: int32 [H, W], for
-    oracles. words: a prompt and its (noun, class) pairs, for prompted looks.
+    shape: (H, W) in pixels that labels are wanted at. truth: int32 [H, W], for oracles. words: a prompt and its (noun,
+    class) pairs, for prompted looks.
     """
 
     key: str
-    pixels: Mapping[int, np.ndarray | Tensor] = field(default_factory=dict)
     shape: Size = (0, 0)
     truth: np.ndarray | None = None
     words: Words | None = None
     error: str = ""
 
-    @property
-    def shapes(self) -> list[tuple[int, ...]]:
-        """Of its pixels: what images must share to be passed through a model together."""
-        return [tuple(pixels.shape) for pixels in self.pixels.values()]
 
-    def pin_memory(self) -> Loaded:
+@dataclass(frozen=True)
+class Alike:
+    """Images that a model takes in one pass. pixels: float32 [B, 3, h, w], by the size that they are looked at."""
+
+    images: Sequence[Loaded]
+    pixels: Mapping[int, Tensor | np.ndarray]
+
+
+@dataclass(frozen=True)
+class Read:
+    """Some images in order, and those of them that could be read, in groups of one shape."""
+
+    images: Sequence[Loaded]
+    groups: Sequence[Alike]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def pin_memory(self) -> Read:
         """For a GPU: the pixels in memory from which it copies while the program goes on (called by the loader)."""
-        return replace(self, pixels={size: torch.as_tensor(p).pin_memory() for size, p in self.pixels.items()})
+
+        def pinned(group: Alike) -> Alike:
+            return replace(group, pixels={s: torch.as_tensor(p).pin_memory() for s, p in group.pixels.items()})
+
+        return replace(self, groups=[pinned(group) for group in self.groups])
+
+
+def together(read: Sequence[tuple[Loaded, Mapping[int, np.ndarray]]], shared: bool = True) -> Read:
+    """Images with their pixels [3, h, w] by size, as what a reading process hands over.
+
+    shared: as tensors, which go from process to process in shared memory. An array goes through a pipe in pieces of 64
+    KiB, and for each of them whoever reads it waits its turn with the thread that keeps a GPU busy.
+    """
+    members: dict[tuple, list[tuple[Loaded, Mapping[int, np.ndarray]]]] = {}
+    for image, pixels in read:
+        if not image.error:
+            members.setdefault(tuple(array.shape for array in pixels.values()), []).append((image, pixels))
+    groups = []
+    for alike in members.values():
+        stacked = {size: np.stack([pixels[size] for _, pixels in alike]) for size in alike[0][1]}
+        handed = {size: torch.from_numpy(array) if shared else array for size, array in stacked.items()}
+        groups.append(Alike([image for image, _ in alike], handed))
+    return Read([image for image, _ in read], groups)
 
 
 class _Loader(TorchDataset):
@@ -81,16 +116,15 @@ class _Loader(TorchDataset):
     def __len__(self) -> int:
         return len(self.keys)
 
-    def __getitem__(self, index: int) -> Loaded:
+    def __getitem__(self, index: int) -> tuple[Loaded, dict[int, np.ndarray]]:
         key = self.keys[index]
         try:
             truth = self.dataset.label(key) if self.truth else None
             words = self.dataset.words(key, self.prompts) if self.prompts else None
-            # Arrays: a tensor would take a file handle on its way from process to process.
             pixels = {size: self.dataset.image(key, size, self.multiple).numpy() for size in self.sizes}
-            return Loaded(key, pixels, self.dataset.label_shape(key), truth, words)
+            return Loaded(key, self.dataset.label_shape(key), truth, words), pixels
         except (UserError, OSError) as error:
-            return Loaded(key, error=str(error))
+            return Loaded(key, error=str(error)), {}
 
 
 def predict(
@@ -135,13 +169,15 @@ def predict(
     pin = backbone is not None and backbone.device.type == "cuda"
     multiple = backbone.multiple if backbone and dataset.prepare == "whole" else 1
     images_read = _Loader(dataset, todo, sizes, multiple, told, prompted)
-    batches = loader(images_read, 1 if on_cpu else batch_size, workers, pin)
+    at_once = 1 if on_cpu else batch_size
+    held = at_once * sum(3 * 4 * size**2 for size in sizes) * (2 * workers + 2)  # bytes on their way from readers
+    batches = loader(images_read, at_once, workers, partial(together, shared=held < free_shared_bytes()), pin)
     look = look.within(Look(size=dataset.size))
     done, start = 0, time.monotonic()
     with killed_readers_told(), ThreadPoolExecutor(_WRITERS) as writer:
         writing: list[Future] = []
         begin = partial(_passes, backbone, look, segmenters)
-        for images, passes in _begun(track(batches, "predict", len(todo)), begin, ahead=not on_cpu):
+        for read, passes in _begun(track(batches, "predict", len(todo)), begin, ahead=not on_cpu):
             while passes:  # what one has shown is let go before the next
                 alike = passes.pop(0)
                 for name, labels in alike.segmented():
@@ -149,9 +185,8 @@ def predict(
                         _check_labels(name, image.key, image_labels, image.shape)
                         writing.append(writer.submit(_write_map, run.map(name, image.key), image_labels))
                 del alike
-            good = [image for image in images if not image.error]
-            done += len(good)
-            for image in images:
+            done += sum(len(group.images) for group in read.groups)
+            for image in read.images:
                 if image.error:
                     if not skip_errors:
                         _settle(writing, 0)
@@ -162,14 +197,6 @@ def predict(
             _settle(writing, _WAITING)
         _settle(writing, 0)
     return done, time.monotonic() - start
-
-
-def _alike(images: Sequence[Loaded]) -> list[list[Loaded]]:
-    """The images in groups of one shape, each of which a model takes in one pass."""
-    groups: dict[tuple, list[Loaded]] = {}
-    for image in images:
-        groups.setdefault(tuple(image.shapes), []).append(image)
-    return [*groups.values()]
 
 
 @dataclass(frozen=True)
@@ -188,15 +215,15 @@ class _Pass:
 
 
 def _begun(
-    batches: Iterable[Sequence[Loaded]], begin: Callable[[Sequence[Loaded]], list[_Pass]], ahead: bool
-) -> Iterator[tuple[Sequence[Loaded], list[_Pass]]]:
+    batches: Iterable[Read], begin: Callable[[Read], list[_Pass]], ahead: bool
+) -> Iterator[tuple[Read, list[_Pass]]]:
     """Batches with their passes. ahead: the first pass of the next batch is started before one is handed on, so that a
     GPU has work while this process waits for what the batch's segments need."""
     waiting = None
-    for images in batches:
-        passes = begin(images)
+    for read in batches:
+        passes = begin(read)
         if not ahead:
-            yield images, passes
+            yield read, passes
             continue
         if passes:
             with suppress(
@@ -205,44 +232,40 @@ def _begun(
                 passes[0].batch.start()
         if waiting:
             yield waiting
-        waiting = images, passes
+        waiting = read, passes
     if waiting:
         yield waiting
 
 
 def _passes(
-    backbone: Backbone | None, look: Look, segmenters: Mapping[str, Segmenter | Oracle], images: Sequence[Loaded]
+    backbone: Backbone | None, look: Look, segmenters: Mapping[str, Segmenter | Oracle], read: Read
 ) -> list[_Pass]:
-    """What is to be passed through the backbone, of the images that could be read: those of one shape together, and
-    one pass for each look. Looks that differ in their layers alone share a pass."""
-    good = [image for image in images if not image.error]
+    """What is to be passed through the backbone, one pass for each look; those that differ in their layers alone share
+    one."""
     looks: dict[Look, dict[str, Segmenter | Oracle]] = {}
     for name, segmenter in segmenters.items():
         looks.setdefault(replace(segmenter.look.within(look), layers=None), {})[name] = segmenter
     return [
-        _Pass(together, alike, _batch(backbone, look, together, alike))
-        for together in _alike(good)
+        _Pass(group.images, alike, _batch(backbone, look, group, alike))
+        for group in read.groups
         for alike in looks.values()
     ]
 
 
-def _batch(
-    backbone: Backbone | None, look: Look, images: Sequence[Loaded], segmenters: Mapping[str, Segmenter | Oracle]
-) -> Batch:
+def _batch(backbone: Backbone | None, look: Look, group: Alike, segmenters: Mapping[str, Segmenter | Oracle]) -> Batch:
     """Images of one shape, to be looked at when segmenters ask."""
 
     def see(asked: Look, needs: Needs) -> Observation:
         assert backbone is not None
         assert asked.size is not None
-        pixels = [torch.as_tensor(image.pixels[asked.size]) for image in images]
-        together = torch.stack([p.to(backbone.device, non_blocking=True) for p in pixels])
+        pixels = torch.as_tensor(group.pixels[asked.size]).to(backbone.device, non_blocking=True)
         texts = [prompt.text for prompt in prompts] if asked.prompted and prompts else None
-        return backbone.observe(together, needs, asked, texts, wait=False)
+        return backbone.observe(pixels, needs, asked, texts, wait=False)
 
     assert look.size is not None
-    prompts = _prompts(backbone, images)
-    pixels = [torch.as_tensor(image.pixels[look.size]) for image in images]
-    sizes = [image.shape for image in images]
+    prompts = _prompts(backbone, group.images)
+    sizes = [image.shape for image in group.images]
+    pixels = list(torch.as_tensor(group.pixels[look.size]))
     return Batch(pixels, see, look, needs_by_look(segmenters.values()), sizes, prompts)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader
@@ -18,18 +21,28 @@ from diffseg.errors import UserError
 Job = TypeVar("Job")
 
 
-def loader(data: TorchDataset, batch_size: int, workers: int, pin: bool = False) -> DataLoader:
-    """Batches as lists, in order, read by `workers` processes (0: by this one). pin: call their `pin_memory`."""
+def loader(
+    data: TorchDataset, batch_size: int, workers: int, together: Callable[[list], Any] = list, pin: bool = False
+) -> DataLoader:
+    """Batches in order, read by `workers` processes (0: by this one).
+
+    together: makes a batch of a list of what was read. pin: call the batches' `pin_memory`.
+    """
     return DataLoader(
         data,
         batch_size,
         num_workers=workers,
-        collate_fn=list,
+        collate_fn=together,
         pin_memory=pin,
         worker_init_fn=leave_with_parent,
         # The platform's own way: in a job of joblib the default is loky's, which DataLoader cannot use.
         multiprocessing_context=multiprocessing.get_all_start_methods()[0] if workers else None,
     )
+
+
+def free_shared_bytes(place: Path = Path("/dev/shm")) -> float:
+    """Room for what processes share, in bytes; containers often have 64 MiB of it."""
+    return shutil.disk_usage(place).free if place.is_dir() else math.inf
 
 
 @contextmanager

@@ -207,8 +207,40 @@ def test_a_square_is_resized_as_ever():
 
 def test_a_gpu_gets_batches_of_one_shape():
     sizes = [(3, 8, 16), (3, 16, 8), (3, 8, 16)]
-    images = [predict.Loaded(str(i), {64: np.zeros(shape)}) for i, shape in enumerate(sizes)]
-    assert [[image.key for image in alike] for alike in predict._alike(images)] == [["0", "2"], ["1"]]
+    images = [(predict.Loaded(str(i)), {64: np.full(shape, i, np.float32)}) for i, shape in enumerate(sizes)]
+    for shared in (True, False):
+        read = predict.together([*images, (predict.Loaded("3", error="broken"), {})], shared)
+        assert [image.key for image in read.images] == ["0", "1", "2", "3"]
+        assert [[image.key for image in group.images] for group in read.groups] == [["0", "2"], ["1"]]
+        for group in read.groups:
+            assert [pixels.ravel()[0] for pixels in group.pixels[64]] == [int(image.key) for image in group.images]
+
+
+def test_the_next_pass_is_started_before_a_batch_is_handed_on():
+    """And where two do not fit into memory at once, the second is left to be made when it is asked for."""
+    events = []
+
+    class Images:
+        def __init__(self, number, fits=True):
+            self.number, self.fits = number, fits
+
+        def start(self):
+            events.append(f"start {self.number}")
+            if not self.fits:
+                raise torch.OutOfMemoryError
+
+    def begin(read):
+        return [predict._Pass([], {}, Images(read, fits=read != 1))]
+
+    for ahead, expected in (
+        (True, ["start 0", "start 1", "merge 0", "start 2", "merge 1", "merge 2"]),
+        (False, ["merge 0", "merge 1", "merge 2"]),
+    ):
+        events.clear()
+        for read, passes in predict._begun(range(3), begin, ahead):
+            events.append(f"merge {read}")
+            assert passes[0].batch.number == read
+        assert events == expected
 
 
 # --- counting ---------------------------------------------------------------------------------------------------------
