@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import json
 import math
+import platform
+import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import torch
 import yaml
 from rich.console import Console
 
@@ -22,11 +26,12 @@ from diffseg.datasets.base import DataError, Dataset
 from diffseg.devices import resolve_device, resolve_dtype, slow_dtype
 from diffseg.errors import UserError
 from diffseg.eval.check import Reference, check, check_table
+from diffseg.eval.cluster import Cluster, device_lent, scatter
 from diffseg.eval.granularity import Granularity, granularity
 from diffseg.eval.predict import predict
-from diffseg.eval.progress import say
+from diffseg.eval.progress import say, track
 from diffseg.eval.protocols import Protocol
-from diffseg.eval.runs import Masks, Run, digest, folder_name, open_run
+from diffseg.eval.runs import Masks, Run, differences, digest, folder_name, open_run, versions
 from diffseg.eval.score import (
     Counts,
     Summary,
@@ -45,7 +50,7 @@ from diffseg.eval.show.tracker import Tracker
 from diffseg.eval.show.unlabelled import write_unlabelled
 from diffseg.eval.show.worth import granularity_table, scales_table, worth_table
 from diffseg.eval.sources import source_hash
-from diffseg.eval.workers import shard_of, side_by_side
+from diffseg.eval.workers import shard_of
 from diffseg.files import content_hashes, write
 from diffseg.methods.base import Oracle, Segmenter
 
@@ -93,9 +98,11 @@ class Experiment:
     stages: Sequence[str] = ("predict", "score", "report")  # some of STAGES
     runs: Path = Path("results/runs")  # where runs are kept
     folder: Path | None = None  # of this run; None: one of `runs`, named after what it is
-    devices: Sequence[str] = ("auto",)  # one process for each, where there are several
+    device: str = "auto"
     batch_size: int = 8  # images per forward pass; on a CPU always one by one
     workers: int = 2  # processes that read images
+    cluster: Cluster | None = None  # where label maps are made; None: in this process
+    workers_write: bool = False  # in the run's folder, which they share with this process; or it writes what they send
     shard: Sequence[int] = (0, 1)  # [i, n]: every n-th image, from the i-th
     skip_errors: bool = False  # leave out what cannot be read, instead of stopping
     score_size: int | None = None  # pixels a side at which maps and truth are compared; None: as predicted
@@ -120,9 +127,6 @@ def evaluate(experiment: Experiment) -> dict[str, Any]:
     Raises:
         UserError, OSError: one sentence that says what is wrong and what to do.
     """
-    if len(experiment.devices) > 1:
-        for device in experiment.devices:
-            resolve_device(device)
     dataset = experiment.dataset.made
     keys = shard_of(dataset.keys, experiment.shard)
     _check_protocols(experiment)
@@ -218,11 +222,8 @@ def identity_of(experiment: Experiment) -> dict[str, Any]:
         maps = {key: experiment.masks.path(key) for key in data.made.keys}
         identity["segmenters"] = {"labels": {"maps": digest(sorted(content_hashes(maps).items()))}}
         return json.loads(json.dumps({**identity, "code": code}))
-    assert experiment.model is not None
-    model = dict(experiment.model.settings)
-    if model.get("name"):
-        model["name"] = fingerprint(model["name"])  # of a local one, its files: not where they lie
-    identity["model"] = model
+    made_by = _model_and_code(experiment)
+    identity["model"] = made_by["model"]
     identity |= {"timestep": experiment.look.timestep, "dtype": experiment.dtype}
     if experiment.look.noise is not None:  # so that runs without keep their names
         identity["noise"] = experiment.look.noise
@@ -234,12 +235,22 @@ def identity_of(experiment: Experiment) -> dict[str, Any]:
     if any(look.prompted for part in methods.values() for look in part.made.passes()):
         captions = data.made.caption_file() if experiment.prompts == "captions" else None
         identity["prompts"] = [experiment.prompts, content_hashes({"captions": captions}) if captions else {}]
-    code |= {
+    return json.loads(json.dumps({**identity, "code": code | made_by["code"]}))
+
+
+def _model_and_code(experiment: Experiment) -> dict[str, Any]:
+    """What the model is - of a local one, its files: not where they lie -, and hashes of the code that makes maps."""
+    assert experiment.model is not None
+    model = dict(experiment.model.settings)
+    if model.get("name"):
+        model["name"] = fingerprint(model["name"])
+    code = {
+        "dataset": experiment.dataset.code,
         "model": experiment.model.code,
-        "segmenters": {name: part.code for name, part in methods.items()},
+        "segmenters": {name: part.code for name, part in experiment.segmenters.items()},
         "predict": source_hash(["diffseg.eval.predict"], follow=False),
     }
-    return json.loads(json.dumps({**identity, "code": code}))
+    return {"model": model, "code": code}
 
 
 def folder_of(experiment: Experiment, identity: dict[str, Any]) -> Path:
@@ -266,7 +277,8 @@ def open_folder(experiment: Experiment) -> Run:
     folder = folder_of(experiment, identity)
     made_with = None
     if experiment.predicts:
-        place = resolve_device(experiment.devices[0])
+        cluster = experiment.cluster
+        place = torch.device(cluster.device(experiment.device)) if cluster else resolve_device(experiment.device)
         dtype = resolve_dtype(experiment.dtype, place)
         slow = slow_dtype(dtype, place)
         if slow:
@@ -282,39 +294,27 @@ def open_folder(experiment: Experiment) -> Run:
 
 def _predict(experiment: Experiment, run: Run, keys: Sequence[str]) -> None:
     dataset = experiment.dataset.made
-    segmenters = {name: part.made for name, part in experiment.segmenters.items()}
-    if any(isinstance(s, Oracle) for s in segmenters.values()) and not dataset.labelled:
+    oracles = any(isinstance(part.made, Oracle) for part in experiment.segmenters.values())
+    if oracles and not dataset.labelled:
         raise UserError("a segmenter that is told the truth needs labels, and this data set has none")
     _check_told(experiment)
     damaged = run.remove_damaged(keys)
     if damaged:
         say(f"predict: {damaged} damaged label maps are made again")
-    if len(experiment.devices) > 1 and run.missing(keys):
-        _predict_side_by_side(experiment)
-    there = len(keys) - len(run.missing(keys))
-    if 0 < there < len(keys):
-        say(f"continuing: {there} of {len(keys)} label maps are there")
-
-    def load() -> Backbone:
-        assert experiment.model is not None
-        return experiment.model.made(experiment.devices[0])
-
-    done, taken_s = predict(
-        run,
-        dataset,
-        keys,
-        segmenters,
-        load,
-        experiment.look,
-        experiment.batch_size,
-        experiment.workers,
-        experiment.skip_errors,
-        experiment.prompts,
-    )
+    todo = run.missing(keys)
+    if 0 < len(todo) < len(keys):
+        say(f"continuing: {len(keys) - len(todo)} of {len(keys)} label maps are there")
+    start = time.monotonic()
+    if experiment.cluster and todo:
+        done, taken_s = _predict_on_cluster(experiment, experiment.cluster, run, todo)
+        took_s = time.monotonic() - start
+    else:
+        done, taken_s = _predicted(experiment, run, todo, experiment.device)
+        took_s = taken_s
     left_out = len(run.missing(keys))
     if done:
         run.add_time(experiment.shard, done, taken_s)
-        say(f"predict: {done} images segmented in {taken_s:.1f} s ({done / max(taken_s, 1e-9):.2f} images/s)")
+        say(f"predict: {done} images segmented in {took_s:.1f} s ({done / max(took_s, 1e-9):.2f} images/s)")
     elif not left_out:
         say("predict: nothing to do, every label map is there")
     if left_out:
@@ -333,27 +333,127 @@ def _check_told(experiment: Experiment) -> None:
         )
 
 
-def _predict_side_by_side(experiment: Experiment) -> None:
-    """The shard in parts, one process for each device; each writes its maps into the same run."""
-    first, step = experiment.shard
-    count = len(experiment.devices)
-    share = max(1, experiment.workers // count) if experiment.workers else 0
-    alone = replace(experiment, workers=share, stages=("predict",), reference=None, tracker=Tracker())
-    parts = [
-        (device, replace(alone, devices=(device,), shard=(first + step * index, step * count)))
-        for index, device in enumerate(experiment.devices)
-    ]
-    say(f"predict: {count} processes, on {', '.join(experiment.devices)}")
-    side_by_side(evaluate_part, parts)
+def _predicted(experiment: Experiment, run: Run, keys: Sequence[str], device: str) -> tuple[int, float]:
+    """`predict` in this process: how many images were segmented, and in how many seconds."""
+
+    def load() -> Backbone:
+        assert experiment.model is not None
+        return experiment.model.made(device)
+
+    return predict(
+        run,
+        experiment.dataset.made,
+        keys,
+        {name: part.made for name, part in experiment.segmenters.items()},
+        load,
+        experiment.look,
+        experiment.batch_size,
+        experiment.workers,
+        experiment.skip_errors,
+        experiment.prompts,
+    )
 
 
-def evaluate_part(experiment: Experiment) -> None:
-    """One device's part, in a process of its own; what a user can mend is one sentence and exit status 2."""
-    try:
-        evaluate(experiment)
-    except (UserError, OSError) as error:
-        say(f"diffseg-eval: {error}")
-        raise SystemExit(2) from None
+# --- on a cluster -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Common:
+    """What every chunk of images needs. here: what the driver has, `_what_is_here`. folder: of the run, where workers
+    write into it."""
+
+    experiment: Experiment
+    here: dict[str, Any]
+    folder: Path | None
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Images of one task. photos: hashes of their files, by key."""
+
+    keys: list[str]
+    photos: dict[str, str]
+
+    def __str__(self) -> str:
+        return f"the chunk of {len(self.keys)} images {self.keys[0]} to {self.keys[-1]}"
+
+
+@dataclass(frozen=True)
+class _Done:
+    """What a task has done: images segmented, in how many seconds; files of the run by their paths inside it, where the
+    driver writes them."""
+
+    keys: list[str]
+    images: int
+    seconds: float
+    files: dict[str, bytes]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+def _predict_on_cluster(experiment: Experiment, cluster: Cluster, run: Run, todo: Sequence[str]) -> tuple[int, float]:
+    """The label maps of these images, chunk by chunk; how many were made, and in how many seconds of all workers."""
+    dataset = experiment.dataset.made
+    device = cluster.device(experiment.device)
+    size = cluster.images_a_task(len(todo), device)
+    files = {key: file for key in todo if (file := dataset.file(key))}
+    hashes = content_hashes(files)
+    chunks = (todo[i : i + size] for i in range(0, len(todo), size))
+    jobs = (_Chunk(list(keys), {key: hashes[key] for key in keys if key in hashes}) for keys in chunks)
+    alone = replace(experiment, device=device, tracker=Tracker(), record={}, cluster=None)
+    common = _Common(alone, _what_is_here(experiment), run.folder.resolve() if experiment.workers_write else None)
+    say(f"predict: {-(-len(todo) // size)} chunks of {size} images, {cluster.slots(device)} at a time, on {device}")
+    images, seconds = 0, 0.0
+    done_chunks = (done for _, done in scatter(predict_chunk, common, jobs, cluster, device))
+    for done in track(done_chunks, "predict", len(todo)):
+        for name, content in done.files.items():
+            (run.folder / name).parent.mkdir(parents=True, exist_ok=True)
+            write(run.folder / name, content)
+        for key in done.keys if common.folder is None else ():
+            if run.error(key).relative_to(run.folder).as_posix() not in done.files:
+                run.error(key).unlink(missing_ok=True)
+        images, seconds = images + done.images, seconds + done.seconds
+    return images, seconds
+
+
+def predict_chunk(common: _Common, chunk: _Chunk) -> _Done:
+    """In a worker: segments the images of one chunk.
+
+    Raises:
+        UserError: code, model or photos are not those that the driver has; as `predict` does.
+    """
+    experiment = common.experiment
+    machine = platform.node()
+    different = differences(common.here, _what_is_here(experiment))
+    if different:
+        raise UserError(
+            f"the worker {machine} has another {different[0].partition(':')[0]} than the driver "
+            f"({'; '.join(different[:3])}): install the same there"
+        )
+    dataset = experiment.dataset.made
+    files = {key: file for key in chunk.keys if (file := dataset.file(key))}
+    hashes = content_hashes(files, remember=False)
+    wrong = next((key for key, content in chunk.photos.items() if hashes.get(key) != content), None)
+    if wrong is not None:
+        raise UserError(
+            f"the photo {wrong} is {'another' if hashes.get(wrong) else 'not there'} on the worker {machine} "
+            f"({files[wrong]}): give all machines the same data"
+        )
+    device = device_lent() if experiment.device == "cuda" else "cpu"
+    names = tuple(experiment.segmenters)
+    if common.folder:
+        images, seconds = _predicted(experiment, Run(common.folder, {}, names), chunk.keys, device)
+        return _Done(chunk.keys, images, seconds, {})
+    with tempfile.TemporaryDirectory(prefix="diffseg-") as folder:
+        images, seconds = _predicted(experiment, Run(Path(folder), {}, names), chunk.keys, device)
+        made = {p.relative_to(folder).as_posix(): p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()}
+    return _Done(chunk.keys, images, seconds, made)
+
+
+def _what_is_here(experiment: Experiment) -> dict[str, Any]:
+    """What must be the same on all machines for a run to be one: code, the model's files, versions of libraries."""
+    return json.loads(json.dumps({**_model_and_code(experiment), "versions": versions()}))
 
 
 # --- score ------------------------------------------------------------------------------------------------------------

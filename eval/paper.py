@@ -256,14 +256,13 @@ def measure(compose: Compose, step: Step, images: int, folder: Path) -> Cost:
         UserError, OSError: what the step itself would say.
     """
     experiment = compose([*step.arguments, f"runs={folder}", f"dataset.count={images}"])
-    experiment = replace(experiment, devices=experiment.devices[:1])
     dataset = experiment.dataset.made
     with Path(os.devnull).open("w") as nowhere, redirect_stderr(nowhere), redirect_stdout(nowhere):
         start = time.monotonic()
         run = open_folder(experiment)
         methods = {name: part.made for name, part in experiment.segmenters.items()}
         assert experiment.model is not None
-        load = partial(experiment.model.made, experiment.devices[0])
+        load = partial(experiment.model.made, experiment.device)
         rest = (methods, load, experiment.look, experiment.batch_size, experiment.workers)
         _, warm_s = predict(run, dataset, dataset.keys[:1], *rest, prompts=experiment.prompts)
         done, taken_s = predict(run, dataset, dataset.keys, *rest, prompts=experiment.prompts)
@@ -295,7 +294,7 @@ def measured(compose: Compose, planned: Sequence[Planned], memory: Path) -> tupl
     costs: list[Planned] = []
     problems: dict[str, list[str]] = {}
     for one in planned:
-        key = f"{one.run.name} on {resolve_device(one.experiment.devices[0])}"
+        key = f"{one.run.name} on {resolve_device(one.experiment.device)}"
         cost = None
         with suppress(KeyError, TypeError):
             cost = Cost(**known[key])
@@ -433,7 +432,7 @@ def figure_commands(experiment: Experiment, named: bool, out: Path) -> list[list
         return []
     tau = experiment.segmenters["diffseg"].settings["threshold"]
     common = ["--model", model.settings["name"], "--timestep", str(experiment.look.timestep)]
-    common += ["--device", experiment.devices[0], "--size", str(dataset.size)]
+    common += ["--device", experiment.device, "--size", str(dataset.size)]
     common += ["--threshold", str(tau)] if isinstance(tau, int | float) else []
     keys = dataset.keys[:4]
     photos = [f"scene:{int(key)}" if isinstance(dataset, Scenes) else str(dataset.file(key)) for key in keys]

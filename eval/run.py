@@ -31,7 +31,6 @@ from typing import Any
 
 import hydra
 import pandas as pd
-import torch
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -56,11 +55,12 @@ from diffseg.datasets.base import Dataset
 from diffseg.errors import UserError, did_you_mean, printable
 from diffseg.eval import paper
 from diffseg.eval.check import read_reference
+from diffseg.eval.cluster import Cluster
 from diffseg.eval.evaluation import Experiment, MovedError, Part, dataset_line, evaluate
 from diffseg.eval.progress import say
 from diffseg.eval.protocols import Protocol
 from diffseg.eval.runs import Masks, Run
-from diffseg.eval.schema import LookOptions, check_arguments, check_options, takes
+from diffseg.eval.schema import ClusterOptions, LookOptions, check_arguments, check_options, takes
 from diffseg.eval.show import compare, gallery, leaderboard
 from diffseg.eval.show.published import published_rows
 from diffseg.eval.show.sweep import write_sweep
@@ -72,6 +72,7 @@ from diffseg.layers import select
 from diffseg.methods.base import Oracle, Segmenter
 
 CONFIG = "pkg://diffseg.conf"
+_OF_CLUSTER = ("address", "gpus", "cpus", "chunk", "retries", "timeout_s")
 _WITH_VALUE = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p")  # options
 
 OmegaConf.register_new_resolver(
@@ -94,6 +95,8 @@ def experiment_of(config: dict[str, Any], choices: Mapping[str, str], command: s
         UserError, OSError: one sentence that says what is wrong and what to do.
     """
     check_options(config)
+    check_options(config["ray"], ClusterOptions, "ray.")
+    on_ray = config["workers"] == "ray"
     if config["labels"] and not Path(config["labels"]).is_dir():
         raise UserError(f"there is no folder {config['labels']} of label maps (labels=DIR)")
     known = sorted({row["dataset"] for row in published_rows()})
@@ -102,7 +105,7 @@ def experiment_of(config: dict[str, Any], choices: Mapping[str, str], command: s
     if "check" in config["stages"] and not config["reference"]:
         raise UserError("the stage check needs reference=NAME or a file")
     model = None if config["labels"] else _model(config["model"], choices["model"], config["dtype"])
-    segmenters, origins = segmenters_of(config, partial(_layers_of, model, config["device"]))
+    segmenters, origins = segmenters_of(config, partial(_layers_of, model, "cpu" if on_ray else config["device"]))
     config = {**config, "segmenters": segmenters}
     for group in ("segmenters", "protocols"):
         for name in config[group]:
@@ -124,9 +127,11 @@ def experiment_of(config: dict[str, Any], choices: Mapping[str, str], command: s
         stages=config["stages"],
         runs=Path(config["runs"]),
         folder=Path(config["run"]) if config["run"] else None,
-        devices=devices_of(config["device"]),
+        device=config["device"],
         batch_size=config["batch_size"],
-        workers=config["workers"],
+        workers=min(config["ray"]["readers"], os.cpu_count() or 1) if on_ray else config["workers"],
+        cluster=Cluster(**{key: config["ray"][key] for key in _OF_CLUSTER}) if on_ray else None,
+        workers_write=config["ray"]["write"] == "workers",
         shard=config["shard"],
         skip_errors=config["on_error"] == "skip",
         score_size=config["score_size"],
@@ -165,12 +170,11 @@ def segmenters_of(
     return varied(config["segmenters"], spelt_out(config["vary"] or {}), _look_settings)
 
 
-def _layers_of(model: Part | None, device: str | list[str]) -> Sequence[str]:
+def _layers_of(model: Part | None, device: str) -> Sequence[str]:
     """The names of the model's self-attention layers; it is loaded for that, once for this and for prediction."""
     if model is None:
         raise UserError("vary.layers: each means each layer of a model, and there is none where labels=DIR is given")
-    devices = devices_of(device)
-    return model.made(devices[0] if len(devices) == 1 else "cpu").self_attention()
+    return model.made(device).self_attention()
 
 
 def segmenter_of(settings: Any, name: str) -> Part:
@@ -327,22 +331,6 @@ def model_name(settings: dict[str, Any], choice: str) -> str:
 @lru_cache(maxsize=1)  # the jobs of a sweep share it
 def _load_model(settings: str, device: str, dtype: str | None) -> Backbone:
     return make(json.loads(settings), "model", Backbone, device=device, dtype=dtype)
-
-
-def devices_of(device: str | list[str]) -> list[str]:
-    """The devices that device= means: one, a list of them, or all the CUDA devices there are ("all").
-
-    Raises:
-        UserError: an empty list, or all of none.
-    """
-    if device == "all":
-        device = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-        if not device:
-            raise UserError("device=all means all CUDA devices, and none is there: use cpu or auto")
-    devices = [device] if isinstance(device, str) else device
-    if not devices or not all(isinstance(name, str) for name in devices):
-        raise UserError(f"device must be auto, cpu, cuda, cuda:N, all, or a list of such, got {device!r}")
-    return devices
 
 
 # --- Hydra ------------------------------------------------------------------------------------------------------------

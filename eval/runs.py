@@ -340,12 +340,17 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
     return [] if old == new else [f"{path}: {old} -> {new}"]
 
 
+def versions() -> dict[str, str]:
+    """Of diffseg, Python, and the libraries that results may depend on."""
+    libraries = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"diffseg": diffseg.__version__, "python": platform.python_version(), **libraries}
+
+
 def circumstances() -> dict[str, Any]:
     """What else a reader of the results wants to know: versions, git commit, hardware, date."""
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
-        "versions": {"diffseg": diffseg.__version__, "python": platform.python_version(), **versions},
+        "versions": versions(),
         "commit": commit_of(Path(diffseg.__file__).resolve().parent.parent),
         "hardware": {"machine": platform.machine(), "cores": os.cpu_count(), "gpus": gpus},
         "begun": datetime.now(UTC).isoformat(timespec="seconds"),

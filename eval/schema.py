@@ -40,12 +40,15 @@ class Options(BaseModel):
     labels: Word | None = Field(description="a folder, or null")
     labels_suffix: str = Field(description="what names end with after the key")
     reference: Word | None = Field(description="a name or a file, or null")
-    device: Word | list[Word] = Field(min_length=1, description="auto, cpu, cuda, cuda:N, all, or a list of such")
+    device: Word = Field(description="auto, cpu, cuda or cuda:N; several GPUs share the images with workers=ray")
     dtype: Literal["float32", "float16", "bfloat16"] | None = Field(
         description="one of float32, float16, bfloat16, or null"
     )
     batch_size: int = Field(ge=1, le=65536, description="a whole number, at least 1")
-    workers: int = Field(ge=0, le=1024, description="a whole number, at least 0")
+    workers: Annotated[int, Field(ge=0, le=1024)] | Literal["ray"] = Field(
+        description="a whole number, at least 0, or ray"
+    )
+    ray: dict[str, Any] = Field(description="settings of a cluster: ray.address=... and others")
     shard: list[int] = Field(min_length=2, max_length=2, description="[i, n], two whole numbers with 0 <= i < n")
     on_error: Literal["stop", "skip"] = Field(description="stop or skip")
     score_size: int | None = Field(ge=1, le=16384, description="a whole number of pixels, or null")
@@ -69,6 +72,21 @@ class LookOptions(BaseModel):
     noise: Seed = Field(None, description="a seed, which is a whole number from 0, or null")
     size: int | None = Field(None, ge=8, le=8192, description="a whole number of pixels, 8 to 8192, or null")
     layers: Chosen = None
+
+
+class ClusterOptions(BaseModel):
+    """Of `workers=ray`."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    address: Word | None = Field(description="auto, HOST:PORT, ray://HOST:PORT, or null")
+    gpus: float | None = Field(ge=0, description="a number, at least 0, or null")
+    cpus: float = Field(gt=0, description="a number above 0")
+    chunk: int | None = Field(ge=1, description="a whole number, at least 1, or null")
+    retries: int = Field(ge=0, description="a whole number, at least 0")
+    timeout_s: float = Field(gt=0, description="a number of seconds above 0")
+    readers: int = Field(ge=0, le=1024, description="a whole number, at least 0")
+    write: Literal["driver", "workers"] = Field(description="driver or workers")
 
 
 def check_options(config: Mapping[str, Any], form: type[BaseModel] = Options, where: str = "") -> None:

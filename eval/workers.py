@@ -1,4 +1,4 @@
-"""Who does the work: processes that read images ahead of the model, and one process for each of several devices."""
+"""Who does the work in this process' place: processes that read images ahead of the model. Shards of a data set."""
 
 from __future__ import annotations
 
@@ -10,15 +10,12 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import torch
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from diffseg.errors import UserError
-
-Job = TypeVar("Job")
 
 
 def loader(
@@ -84,29 +81,3 @@ def shard_of(keys: Sequence[str], shard: Sequence[int]) -> list[str]:
     if len(shard) != 2 or not all(type(x) is int for x in shard) or not 0 <= shard[0] < shard[1]:
         raise UserError(f"shard must be [i, n], two whole numbers with 0 <= i < n, got {list(shard)}")
     return list(keys[shard[0] :: shard[1]])
-
-
-def side_by_side(work: Callable[[Job], None], jobs: Sequence[tuple[str, Job]]) -> None:
-    """One process for each job; names are for messages, `work` is a function of a module, jobs can be pickled.
-
-    Raises:
-        UserError: a process did not do its part; what the others have done is kept.
-    """
-    spawn = multiprocessing.get_context("spawn")
-    processes = [spawn.Process(target=_part, args=(work, job, len(jobs)), name=name) for name, job in jobs]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    failed = [process.name for process in processes if process.exitcode]
-    if failed:
-        raise UserError(
-            f"prediction failed on {', '.join(failed)}, see above; what is done is kept: run the same command again"
-        )
-
-
-def _part(work: Callable[[Job], None], job: Job, processes: int) -> None:
-    leave_with_parent()
-    os.environ["TTY_COMPATIBLE"] = "0"  # several progress bars would overwrite each other: lines instead
-    torch.set_num_threads(max(1, torch.get_num_threads() // processes))
-    work(job)

@@ -1,0 +1,217 @@
+"""Work on a Ray cluster, or on all devices of one machine: stateless tasks, done again where a machine is lost.
+
+A fixed pool of workers stands still when a machine goes; tasks go on elsewhere. What is slow to make, the model above
+all, stays in the process that did one task and serves the next. The only module that knows Ray.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import pickle
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, TypeVar
+
+from diffseg.errors import UserError
+
+Shared = TypeVar("Shared")
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+_AHEAD = 2  # tasks handed out for each that can run at a time: a worker that is done finds the next at its door
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing is reported to anybody
+    # A process that is used again may be lent another GPU, and CUDA reads the variable only once: see `device_lent`.
+    "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1",
+}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where tasks run, and what each may take.
+
+    address: of a running cluster, "auto" (the one that this machine is part of) or "HOST:PORT"; None: this machine
+    alone, for as long as this process runs. gpus: of each task, parts allowed; None: one where there are
+    any. cpus: of each task, and its threads. chunk: images a task; None: as many as `images_a_task` says. retries: how
+    often a task may be lost. timeout_s: a task that takes longer is given up, and counts as lost.
+    """
+
+    address: str | None = None
+    gpus: float | None = None
+    cpus: float = 1
+    chunk: int | None = None
+    retries: int = 5
+    timeout_s: float = 1800
+
+    def connect(self) -> None:
+        """Connects this process to the cluster, or starts one; once, and until the process ends.
+
+        Raises:
+            UserError: Ray is not installed, or there is no cluster at this address.
+        """
+        if find_spec("ray") is None:
+            raise UserError('workers=ray needs Ray: pip install "diffseg[ray]"')
+        os.environ |= {name: os.environ.get(name, value) for name, value in _QUIET.items()}
+        import ray
+
+        if ray.is_initialized():
+            return
+        options: dict[str, Any] = {"runtime_env": {"env_vars": dict(_QUIET)}}
+        if self.address is None:
+            options = {"include_dashboard": False}
+        try:
+            ray.init(self.address or "local", log_to_driver=False, logging_level=logging.ERROR, **options)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"there is no Ray cluster at ray.address={self.address} ({reason}): start one with `ray start --head`, "
+                f"or leave ray.address out to use this machine"
+            ) from None
+
+    def device(self, asked: str) -> str:
+        """Where tasks compute if `asked` is what the user wants: "cpu" or "cuda".
+
+        Raises:
+            UserError: GPUs are asked for and the cluster has none; a single GPU is named.
+        """
+        if asked not in ("auto", "cpu", "cuda"):
+            raise UserError(f"with workers=ray, device must be auto, cpu or cuda: Ray says which; got {asked}")
+        self.connect()
+        import ray
+
+        there = ray.cluster_resources().get("GPU", 0)
+        if asked == "cpu" or self.gpus == 0 or (asked == "auto" and not there):
+            return "cpu"
+        if not there:
+            raise UserError("device=cuda, and the Ray cluster has no GPUs: use device=cpu or auto")
+        return "cuda"
+
+    def slots(self, device: str) -> int:
+        """How many tasks can run at a time, as many machines as there are now; at least one."""
+        import ray
+
+        there = ray.cluster_resources()
+        return max(1, int(min(there.get(name, 0) / share for name, share in self.takes(device).items() if share)))
+
+    def takes(self, device: str) -> dict[str, float]:
+        """What a task takes, in Ray's words."""
+        gpus = 1 if self.gpus is None else self.gpus
+        return {"CPU": self.cpus, "GPU": gpus if device == "cuda" else 0}
+
+    def images_a_task(self, images: int, device: str) -> int:
+        """The chunk that was asked for; else half a minute's work, less where there are few images for all slots."""
+        usual = 1024 if device == "cuda" else 32
+        return self.chunk or max(1, min(usual, -(-images // (2 * self.slots(device)))))
+
+
+def scatter(
+    work: Callable[[Shared, Job], Result],
+    shared: Shared,
+    jobs: Iterable[Job],
+    cluster: Cluster,
+    device: str = "cpu",
+    name_of: Callable[[Job], str] = str,
+) -> Iterator[tuple[Job, Result]]:
+    """Does all jobs on a cluster; gives (job, result) as they are done, in any order.
+
+    Jobs are taken one by one, as many as are under way and a few more, so that memory does not grow with their number.
+    A job whose machine or process is lost is done again elsewhere; what it did before must do no harm then.
+
+    Args:
+        work: a function of a module that the workers can import. shared: what every job needs; it is sent to each
+            machine once, and unpickled once in each process. cluster: where. device: "cpu" or "cuda", for `slots`.
+        name_of: what messages call a job.
+
+    Raises:
+        UserError: `work` raised one, or an OSError; a job was lost too often. Whatever else `work` raises.
+    """
+    cluster.connect()
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
+    takes = cluster.takes(device)
+    task = ray.remote(
+        num_cpus=takes["CPU"],
+        num_gpus=takes["GPU"],
+        max_calls=0,  # otherwise a process ends with its first task that has a GPU, and the model with it
+        max_retries=cluster.retries,
+    )(_guarded)
+    sent = ray.put(pickle.dumps(shared))
+    token = uuid.uuid4().hex
+    waiting: dict[Any, Job] = {}
+    todo, left = iter(jobs), True
+    try:
+        while left or waiting:
+            room = _AHEAD * cluster.slots(device) - len(waiting)
+            for _ in range(room if left else 0):
+                try:
+                    job = next(todo)
+                except StopIteration:
+                    left = False
+                    break
+                waiting[task.remote(work, token, sent, job, cluster.timeout_s)] = job
+            if not waiting:
+                continue
+            done, _ = ray.wait(list(waiting), num_returns=1)
+            for reference in done:
+                job = waiting.pop(reference)
+                try:
+                    result, refusal = ray.get(reference)
+                except RayTaskError as error:
+                    raise error.as_instanceof_cause() from None
+                except RayError as error:  # the process or machine died, more often than retries allow
+                    raise UserError(
+                        f"{name_of(job)} was lost {cluster.retries + 1} times with the process that did it "
+                        f"({type(error).__name__}): it takes more memory than there is, longer than ray.timeout_s="
+                        f"{cluster.timeout_s:g}, or kills the process; what is done is kept, Ray's logs are in "
+                        f"/tmp/ray/session_latest/logs of that machine"
+                    ) from None
+                if refusal:
+                    raise UserError(refusal)
+                yield job, result
+    finally:
+        for reference in waiting:
+            with suppress(RayError, ValueError):
+                ray.cancel(reference, force=True)
+
+
+def _guarded(work: Callable[[Any, Any], Any], token: str, shared: bytes, job: Any, timeout_s: float) -> tuple[Any, str]:
+    """In a worker: (result, ""), or (None, what a user can mend). After timeout_s the process ends, whatever hangs."""
+    faulthandler.dump_traceback_later(timeout_s, exit=True, file=2)
+    try:
+        return work(_unpickled(token, shared), job), ""
+    except (UserError, OSError) as error:
+        return None, str(error)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+_kept: dict[str, Any] = {}
+
+
+def _unpickled(token: str, shared: bytes) -> Any:
+    """What all jobs of a `scatter` need; kept from task to task."""
+    if token not in _kept:
+        _kept.clear()
+        _kept[token] = pickle.loads(shared)
+    return _kept[token]
+
+
+def device_lent() -> str:
+    """In a worker: the device that the task at work may use, "cpu" or "cuda:N" as torch counts in this process."""
+    import ray
+
+    return _as_torch_counts(ray.get_gpu_ids(), os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def _as_torch_counts(lent: list[Any], visible: str | None) -> str:
+    """Ray's GPUs of a task -> torch's device. visible: the GPUs that this process sees, in torch's order; None: all."""
+    if not lent:
+        return "cpu"
+    number = str(lent[0])
+    return f"cuda:{visible.split(',').index(number) if visible else int(number)}"
