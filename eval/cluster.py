@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import faulthandler
 import logging
+import math
 import os
 import pickle
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import islice
 from typing import Any, TypeVar
 
 from diffseg.errors import UserError
@@ -23,8 +26,10 @@ Shared = TypeVar("Shared")
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
+_SLOTS_S = 5.0  # machines may come and go: so often they are counted
 _AHEAD = 2  # tasks handed out for each that can run at a time: a worker that is done finds the next at its door
 _QUIET = {
+    "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # of tasks that are given up because another has failed
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is reported to anybody
     # A process that is used again may be lent another GPU, and CUDA reads the variable only once: see `device_lent`.
     "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1",
@@ -132,7 +137,6 @@ def scatter(
     """
     cluster.connect()
     import ray
-    from ray.exceptions import RayError, RayTaskError
 
     takes = cluster.takes(device)
     task = ray.remote(
@@ -141,23 +145,37 @@ def scatter(
         max_calls=0,  # otherwise a process ends with its first task that has a GPU, and the model with it
         max_retries=cluster.retries,
     )(_guarded)
-    sent = ray.put(pickle.dumps(shared))
-    token = uuid.uuid4().hex
+    sent, token = ray.put(pickle.dumps(shared)), uuid.uuid4().hex
+    return _collected(
+        jobs,
+        lambda job: task.remote(work, token, sent, job, cluster.timeout_s),
+        lambda: cluster.slots(device),
+        lambda job, kind: UserError(
+            f"{name_of(job)} was lost {cluster.retries + 1} times with the process that did it ({kind}): it takes more "
+            f"memory than there is, longer than ray.timeout_s={cluster.timeout_s:g}, or kills the process; what is "
+            f"done is kept, Ray's logs are in /tmp/ray/session_latest/logs of that machine"
+        ),
+    )
+
+
+def _collected(
+    jobs: Iterable[Job], submit: Callable[[Job], Any], slots: Callable[[], int], lost: Callable[[Job, str], UserError]
+) -> Iterator[tuple[Job, Any]]:
+    """(job, result) of jobs that `submit` hands out, as many at a time as `slots` says now and some behind them."""
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
     waiting: dict[Any, Job] = {}
-    todo, left = iter(jobs), True
+    ahead = iter(jobs)
+    left, room, asked = True, 0, -math.inf
     try:
         while left or waiting:
-            room = _AHEAD * cluster.slots(device) - len(waiting)
-            for _ in range(room if left else 0):
-                try:
-                    job = next(todo)
-                except StopIteration:
-                    left = False
-                    break
-                waiting[task.remote(work, token, sent, job, cluster.timeout_s)] = job
-            if not waiting:
-                continue
-            done, _ = ray.wait(list(waiting), num_returns=1)
+            if time.monotonic() - asked > _SLOTS_S:
+                room, asked = _AHEAD * slots(), time.monotonic()
+            for job in islice(ahead, room - len(waiting)) if room > len(waiting) else ():
+                waiting[submit(job)] = job
+            left = len(waiting) >= room
+            done, _ = ray.wait(list(waiting), num_returns=1, timeout=_SLOTS_S) if waiting else ([], [])
             for reference in done:
                 job = waiting.pop(reference)
                 try:
@@ -165,12 +183,7 @@ def scatter(
                 except RayTaskError as error:
                     raise error.as_instanceof_cause() from None
                 except RayError as error:  # the process or machine died, more often than retries allow
-                    raise UserError(
-                        f"{name_of(job)} was lost {cluster.retries + 1} times with the process that did it "
-                        f"({type(error).__name__}): it takes more memory than there is, longer than ray.timeout_s="
-                        f"{cluster.timeout_s:g}, or kills the process; what is done is kept, Ray's logs are in "
-                        f"/tmp/ray/session_latest/logs of that machine"
-                    ) from None
+                    raise lost(job, type(error).__name__) from None
                 if refusal:
                     raise UserError(refusal)
                 yield job, result
