@@ -117,7 +117,7 @@ def of_memory(folder):
 
     def jobs():
         nonlocal taken
-        for number in range(3000):
+        for number in range(600):
             taken += 1
             yield number
 
