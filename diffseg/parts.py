@@ -1,6 +1,6 @@
-"""Segments of millions of photos: a manifest names them, and they are kept in *parts*, Parquet files in a folder or store.
+"""Segments of millions of photos: a manifest names them, *parts* keep them, Parquet files in a folder or store.
 
-A part holds the photos of some lines of the manifest, one row each. `write_part` makes one, of a job that can be sent to
+A part holds the photos of some lines of the manifest, a row each. `write_part` makes one, of a job that can be sent to
 any machine. `read`, `find` and `labels` give back what `diffseg segment` writes for a photo.
 
 >>> for record in read("s3://bucket/run"):
@@ -36,7 +36,7 @@ from diffseg.images import ImageError, decode_image, load_image
 from diffseg.stores import Place, StoreError, place, scheme_of
 
 if TYPE_CHECKING:
-    from diffseg.segmenter import DiffSeg, Segmentation
+    from diffseg.segmenter import DiffSeg, Segmentation, Settings
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -165,6 +165,28 @@ def scan(manifest: str) -> tuple[int, str]:
     return count, digest.hexdigest()[:16]
 
 
+def plan(
+    seg: DiffSeg,
+    settings: Settings,
+    scanned: tuple[int, str],
+    *,
+    model: str,
+    revision: str | None = None,
+    part_size: int | None = None,
+) -> Run:
+    """The run of a manifest with a model and settings; they are tried on a blank photo.
+
+    Args:
+        scanned: what `scan` says of the manifest. model, revision: what `seg` was loaded by. part_size: None: 1000.
+
+    Raises:
+        UserError: settings that do not fit the model.
+    """
+    seg.segment(np.zeros((settings.size, settings.size, 3), np.uint8), settings)
+    plain = json.loads(json.dumps(asdict(settings)))
+    return Run(model, revision, fingerprint(model), seg.model.dtype, plain, *scanned, part_size or PART_SIZE)
+
+
 def begin(out: str, run: Run) -> list[int]:
     """Writes run.json, or compares what is there; lists the folder once.
 
@@ -282,7 +304,8 @@ def write_part(job: PartJob, advance: Callable[[], object] | None = None) -> Par
     seg = load_model(run.model, revision=run.revision, device=job.device, dtype=run.dtype)
     if fingerprint(run.model) != run.fingerprint:
         raise UserError(f"the model {run.model} is another here than the run's: its files differ")
-    settings = Settings(**{key: tuple(x) if isinstance(x, list) else x for key, x in run.settings.items()})
+    plain: dict[str, Any] = {key: tuple(x) if isinstance(x, list) else x for key, x in run.settings.items()}
+    settings = Settings(**plain)
     rows: list[Row] = []
     with _threads(job.readers) as readers, _threads(1) as encoder:
         photos = _ahead(readers, lambda key: _photo(key, job.folder), job.keys, job.readers)
@@ -317,7 +340,7 @@ def _photo(key: str, folder: str) -> np.ndarray | UserError:
         return error
 
 
-def _segmented(seg: DiffSeg, photo: np.ndarray | UserError, settings: Any) -> Segmentation | UserError:
+def _segmented(seg: DiffSeg, photo: np.ndarray | UserError, settings: Settings) -> Segmentation | UserError:
     """The segments of a photo, or what is wrong with it, such as too narrow a shape for the grid of anchors."""
     if isinstance(photo, UserError):
         return photo
@@ -402,8 +425,7 @@ def read(uri: str, keys: Collection[str] | None = None) -> Iterator[Row]:
         "settings": {**run.settings, "iterations": len(run.settings["threshold"])},
         "timings_s": {},  # not kept
     }
-    wanted = ds.field("error").is_null()
-    for row in _rows(uri, run, wanted if keys is None else wanted & ds.field("key").isin(list(keys))):
+    for row in _rows(uri, run, failed=False, keys=keys):
         height, width = row["height"], row["width"]
         segments = [
             {
@@ -436,10 +458,14 @@ def failures(uri: str, keys: Collection[str] | None = None) -> Iterator[tuple[st
     Raises:
         UserError: as `read`.
     """
-    wrong = ds.field("error").is_valid()
-    wrong = wrong if keys is None else wrong & ds.field("key").isin(list(keys))
-    for row in _rows(uri, run_of(uri), wrong, ["key", "error"]):
+    for row in _rows(uri, run_of(uri), failed=True, keys=keys, columns=["key", "error"]):
         yield row["key"], row["error"]
+
+
+def segmented(uri: str, keys: Collection[str] | None = None) -> Iterator[str]:
+    """The photos that `read` has records of: their keys alone, which are quickly read."""
+    for row in _rows(uri, run_of(uri), failed=False, keys=keys, columns=["key"]):
+        yield row["key"]
 
 
 def labels(record: Row) -> np.ndarray:
@@ -450,13 +476,16 @@ def labels(record: Row) -> np.ndarray:
     return whole
 
 
-def _rows(uri: str, run: Run, wanted: ds.Expression, columns: Sequence[str] | None = None) -> Iterator[Row]:
-    """The rows of all parts for which an expression is true."""
+def _rows(
+    uri: str, run: Run, *, failed: bool, keys: Collection[str] | None, columns: Sequence[str] | None = None
+) -> Iterator[Row]:
+    """The rows of all parts with an error, or without. keys: of the photos that are wanted; columns: None: all."""
     folder = place(uri)
     paths = [folder.child(part_name(number)).path for number in done(uri)]
-    data = ds.FileSystemDataset.from_paths(
-        paths, SCHEMA, ds.ParquetFileFormat(), filesystem=folder.files
-    )
+    data = ds.FileSystemDataset.from_paths(paths, SCHEMA, ds.ParquetFileFormat(), filesystem=folder.files)
+    wanted = ds.field("error").is_valid() if failed else ds.field("error").is_null()
+    if keys is not None:
+        wanted &= ds.field("key").isin(list(keys))
     try:
         for batch in data.scanner(columns=columns, filter=wanted).scan_batches():
             if len(batch.record_batch):
