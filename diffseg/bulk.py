@@ -18,7 +18,7 @@ from diffseg.errors import UserError, printable
 from diffseg.eval.progress import counting, say
 from diffseg.files import OUTPUTS, check_writable, name_outputs, write
 from diffseg.images import palette_image
-from diffseg.stores import place
+from diffseg.stores import place, without_options
 
 if TYPE_CHECKING:
     from diffseg.segmenter import DiffSeg, Settings
@@ -100,10 +100,12 @@ def _tell_useless(part: parts.PartDone) -> None:
 
 def _tell(ended: list[parts.PartDone], seconds: float, out: str) -> None:
     """A summary of the parts that were made."""
+    if not ended:
+        return
     photos, failed = sum(part.photos for part in ended), sum(part.failed for part in ended)
     segments = sum(part.segments for part in ended)
-    rate = f" ({photos / seconds:.1f} photos/s)" if photos else ""
-    typer.echo(f"{_photos(photos)}, {segments} segments in {seconds:.1f} s{rate} -> {printable(out)}")
+    rate = f"{photos / seconds:.1f} photos/s"
+    typer.echo(f"{_photos(photos)}, {segments} segments in {seconds:.1f} s ({rate}) -> {printable(out)}")
     if failed:
         first = next(part.error for part in ended if part.failed)
         say(f"{failed} could not be segmented, such as: {printable(first)}")
@@ -164,20 +166,21 @@ def _check_found(uri: str, wanted: list[str], failed: Collection[str]) -> None:
 def _write_labels(uri: str, wanted: list[str] | None, folder: Path) -> None:
     """NAME.labels.png of each photo, as `diffseg segment` writes it."""
     check_writable(folder, "choose another with --labels")
-    keys = dict.fromkeys(parts.segmented(uri, wanted))
-    names = {str(path): name for name, path in name_outputs([Path(key) for key in keys]).items()}
+    paths = dict.fromkeys(Path(without_options(key)) for key in parts.segmented(uri, wanted))
+    names = {path: name for name, path in name_outputs(list(paths)).items()}
     with counting("label maps", len(names), unit="photos") as advance:
         for record in parts.read(uri, wanted):
             stored = BytesIO()
             palette_image(parts.labels(record)).save(stored, "PNG")
-            write(folder / f"{names[str(Path(record['photo']))]}{OUTPUTS[0]}", stored.getvalue())
+            name = names[Path(without_options(record["photo"]))]
+            write(folder / f"{name}{OUTPUTS[0]}", stored.getvalue())
             advance(1)
     typer.echo(f"{len(names)} label maps -> {printable(folder)}")
 
 
 def _write_coco(uri: str, wanted: list[str] | None, file: Path) -> None:
     check_writable(file.parent, "choose another with --coco")
-    records = list(parts.read(uri, wanted))
+    records = [{**record, "photo": without_options(record["photo"])} for record in parts.read(uri, wanted)]
     write(file, json.dumps(outputs.coco(records)) + "\n")
     typer.echo(f"{_photos(len(records))} -> {printable(file)}")
 

@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset as ds
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pycocotools import mask as coco_mask
 from pydantic import TypeAdapter, ValidationError
@@ -56,6 +56,7 @@ RUN = "run.json"
 METADATA = b"diffseg"  # of a part's schema: JSON
 PART_SIZE = 1000
 READERS = 8
+_PARTS_AHEAD = 8  # that are read at a time, some megabytes each
 _PART = re.compile(r"part-(\d{8})\.parquet")
 _MOST_BYTES = 1 << 30  # of a photo's file in a store; it is read into memory
 _PACKAGES = ("torch", "diffusers", "transformers", "numpy", "pillow", "pyarrow")
@@ -440,7 +441,7 @@ def read(uri: str, keys: Collection[str] | None = None) -> Iterator[Row]:
 
 
 def find(uri: str, key: str) -> Row:
-    """The record of one photo. Only parts whose least and greatest key it lies between are searched.
+    """The record of one photo; the first, where the manifest names it twice. Parts are searched one after the other.
 
     Raises:
         UserError: as `read`; there is no such photo, or it could not be segmented.
@@ -481,30 +482,33 @@ def _rows(
 ) -> Iterator[Row]:
     """The rows of all parts with an error, or without. keys: of the photos that are wanted; columns: None: all."""
     folder = place(uri)
-    paths = [folder.child(part_name(number)).path for number in done(uri)]
-    data = ds.FileSystemDataset.from_paths(paths, SCHEMA, ds.ParquetFileFormat(), filesystem=folder.files)
-    wanted = ds.field("error").is_valid() if failed else ds.field("error").is_null()
+    wanted = pc.field("error").is_valid() if failed else pc.field("error").is_null()
     if keys is not None:
-        wanted &= ds.field("key").isin(list(keys))
-    try:
-        for batch in data.scanner(columns=columns, filter=wanted).scan_batches():
-            if len(batch.record_batch):
-                _check_run(batch.fragment, folder, run)
-            yield from batch.record_batch.to_pylist()
-    except (pa.ArrowInvalid, OSError) as error:
-        raise StoreError(f"a part of {folder.name} cannot be read: {' '.join(str(error).split())}") from None
+        wanted &= pc.field("key").isin(list(keys))
+
+    def load(number: int) -> pa.Table:
+        part = folder.child(part_name(number))
+        try:
+            table = pq.read_table(part.path, filesystem=part.files, columns=columns, filters=wanted)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise StoreError(f"{part.name} cannot be read: {' '.join(str(error).split())}") from None
+        _check_run(table.schema.metadata, number, part, run)
+        return table
+
+    with _threads(_PARTS_AHEAD) as pool:
+        for table in _ahead(pool, load, done(uri), _PARTS_AHEAD):
+            yield from table.to_pylist()
 
 
-def _check_run(fragment: ds.ParquetFileFragment, folder: Place, run: Run) -> None:
+def _check_run(metadata: Mapping[bytes, bytes] | None, number: int, part: Place, run: Run) -> None:
     """Refuses a part that was made from other keys or with other settings."""
-    name = Path(fragment.path).name
     try:
-        facts = json.loads((fragment.physical_schema.metadata or {}).get(METADATA, b""))
-        same = (facts["run"], part_name(facts["part"])) == (run.id, name)
+        facts = json.loads((metadata or {})[METADATA])
+        same = (facts["run"], facts["part"]) == (run.id, number)
     except (ValueError, TypeError, KeyError):
         same = False
     if not same:
         raise UserError(
-            f"{folder.child(name).name} is of another run, with other photos or settings than {RUN} says: remove it, "
-            f"and run the command of the run again"
+            f"{part.name} is of another run, with other photos or settings than {RUN} says: remove it, and run the "
+            f"command of the run again"
         )

@@ -6,6 +6,7 @@ A transient error of a store is waited out for about a minute before it is an er
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -115,6 +116,11 @@ def scheme_of(text: str) -> str | None:
     return scheme
 
 
+def without_options(uri: str) -> str:
+    """A path as it is, a URI without what follows ?."""
+    return uri if scheme_of(uri) is None else uri.partition("?")[0]
+
+
 def place(uri: str, folder: str | Path = "") -> Place:
     """Where a path or URI leads.
 
@@ -129,12 +135,14 @@ def place(uri: str, folder: str | Path = "") -> Place:
     scheme = scheme_of(uri)
     if scheme is None:
         return Place(LocalFileSystem(), str(Path(folder, uri).absolute()), uri)
-    quoted, name = quote(uri, safe=_PLAIN), uri.partition("?")[0]
+    quoted, name = quote(uri, safe=_PLAIN), without_options(uri)
     if scheme == "file":
         with _told(f"use {name}"):
             files, path = FileSystem.from_uri(quoted)
         return Place(files, path, name)
     split = urlsplit(quoted)
+    if not split.netloc:
+        raise UserError(f"{name} names no bucket: write {scheme}://bucket/key")
     with _told(f"use {name}"):
         files, bucket = _bucket(scheme, split.netloc, split.query)
     return Place(files, bucket + unquote(split.path), name)
@@ -146,18 +154,27 @@ def _bucket(scheme: str, netloc: str, query: str) -> tuple[FileSystem, str]:
     if scheme == "gs":
         wait = "" if "retry_limit_seconds" in query else f"{'&' * bool(query)}retry_limit_seconds=60"
         return FileSystem.from_uri(f"gs://{netloc}?{query}{wait}")
-    from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
-
-    options = dict(parse_qsl(query))
     if "@" in netloc:
         raise UserError("credentials in a URI would be in every log: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+    options = dict(parse_qsl(query))
     if unknown := options.keys() - _S3_OPTIONS:
         raise UserError(f"s3://{netloc} takes the options {', '.join(sorted(_S3_OPTIONS))}, not {min(unknown)}")
-    known, bucket = FileSystem.from_uri(f"s3://{netloc}?{query}")  # asks for the bucket's region where nothing says it
-    options["region"] = known.region
+    return _s3(netloc, options), netloc
+
+
+def _s3(bucket: str, options: dict[str, str]) -> FileSystem:
+    """A client of S3, or of a server like it: that of `endpoint_override`, or of AWS_ENDPOINT_URL."""
+    from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem, resolve_s3_region
+
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if endpoint and "endpoint_override" not in options:
+        scheme, _, server = endpoint.rpartition("://")
+        options = {"scheme": scheme or "https", "endpoint_override": server.rstrip("/")} | options
+    if not {"endpoint_override", "region"} & options.keys():
+        options["region"] = resolve_s3_region(bucket)
     retries = AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS)
     # A small file is one request, not the beginning of an upload that a killed process leaves open.
-    return S3FileSystem(**options, retry_strategy=retries, allow_delayed_open=True), bucket
+    return S3FileSystem(**options, retry_strategy=retries, allow_delayed_open=True)
 
 
 @contextmanager
