@@ -1,5 +1,6 @@
 """Parts: many photos of a manifest, in folders and in a store that speaks S3, with what goes wrong on the way."""
 
+import gzip
 import http.server
 import json
 import os
@@ -594,6 +595,24 @@ def test_merge_of_some_photos_and_of_a_part_of_the_parts(manifest, undisturbed, 
     assert [image["file_name"] for image in json.loads((tmp_path / "coco.json").read_text())["images"]] == [
         f"scene{i:02}.png" for i in range(10)
     ]
+
+
+def test_the_page_runs(photos, tmp_path, monkeypatch):
+    """The Python of docs/parts.md, from top to bottom, and its manifest, compressed."""
+    page = Path(__file__).parents[1] / "docs" / "parts.md"
+    blocks = re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.M | re.S)
+    assert len(blocks) == 3
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_bytes((photos / "scene00.png").read_bytes())
+    (tmp_path / "keys.txt").write_text("photos/a.jpg\nphotos/none.jpg\n")
+    (tmp_path / "keys.txt.gz").write_bytes(gzip.compress(b"photos/a.jpg\nphotos/none.jpg\n"))
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec("\n".join(blocks), names)
+    assert names["labels"].shape == (80, 96)
+    assert list(names["failed"]) == ["photos/none.jpg"]
+    assert names["table"].num_rows == len(names["frame"]) == 2
+    assert parts.scan("keys.txt.gz") == parts.scan("keys.txt")
 
 
 def test_help_waits_neither_for_arrow_nor_for_torch():
