@@ -32,6 +32,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from diffseg import __version__
 from diffseg.errors import UserError
+from diffseg.files import remove_abandoned
 from diffseg.images import ImageError, decode_image, load_image
 from diffseg.stores import Place, StoreError, place, scheme_of
 
@@ -189,7 +190,7 @@ def plan(
 
 
 def begin(out: str, run: Run) -> list[int]:
-    """Writes run.json, or compares what is there; lists the folder once.
+    """Writes run.json, or compares what is there; lists the folder once. What killed processes left is removed.
 
     Returns:
         The numbers of the parts that are there.
@@ -198,6 +199,8 @@ def begin(out: str, run: Run) -> list[int]:
         UserError: the folder is another run's. StoreError: it cannot be read or written.
     """
     folder = place(out)
+    if folder.local is not None:
+        remove_abandoned(folder.local)
     names = folder.names()
     done = sorted(int(found[1]) for name in names if (found := _PART.fullmatch(name)))
     if RUN in names:

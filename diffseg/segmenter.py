@@ -324,7 +324,7 @@ def describe(mask: np.ndarray) -> dict[str, Any]:
 
 
 def describe_all(labels: np.ndarray, count: int) -> list[dict[str, Any]]:
-    """What `describe` says of the mask of each label 0..count-1 of a map int [H, W], which is looked at once for all."""
+    """What `describe` says of the mask of each label 0..count-1 of a map int [H, W], from one look at it."""
     (height, width), flat = labels.shape, labels.ravel(order="F")  # COCO's runs go down the columns
     starts = np.append(0, np.flatnonzero(flat[1:] != flat[:-1]) + 1)
     ends = np.append(starts[1:], flat.size)

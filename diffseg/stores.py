@@ -18,7 +18,7 @@ import pyarrow as pa
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
 from diffseg.errors import UserError
-from diffseg.files import remove_abandoned, write
+from diffseg.files import write
 
 SCHEMES = ("file", "s3", "gs")
 _ATTEMPTS = 9  # of each request to S3: its client waits between them, longer and longer, 20 s at most, a minute in all
@@ -78,14 +78,12 @@ class Place:
             raise StoreError(f"{error}: run the same command again") from None
 
     def names(self) -> set[str]:
-        """The files directly in this folder; what killed processes left half written in it is removed.
+        """The names of the files directly in this folder; none where there is no folder.
 
         Raises:
             StoreError: it cannot be listed.
         """
         with _told(f"list {self.name}"):
-            if self.local is not None:
-                remove_abandoned(self.local)
             listed = self.files.get_file_info(FileSelector(self.path, allow_not_found=True))
             return {info.base_name for info in listed if info.type == FileType.File}
 

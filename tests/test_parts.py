@@ -5,6 +5,7 @@ import http.server
 import json
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
