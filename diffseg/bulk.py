@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ import typer
 
 from diffseg import outputs, parts
 from diffseg.errors import UserError, printable
+from diffseg.eval.cluster import Cluster, LostError, device_lent, scatter, still_alive
 from diffseg.eval.progress import counting, say
 from diffseg.files import OUTPUTS, check_writable, name_outputs, write
 from diffseg.images import palette_image
@@ -23,12 +25,15 @@ from diffseg.stores import place, without_options
 if TYPE_CHECKING:
     from diffseg.segmenter import DiffSeg, Settings
 
+_PHOTO_S = 900.0  # on a cluster: a part in which no photo is done for so long is given up, and made elsewhere
+
 
 @dataclass(frozen=True)
 class Request:
     """What `diffseg segment --manifest` is asked, besides model and settings.
 
-    manifest, out: paths or URIs. shard: (i, n). part_size, readers: None: the usual.
+    manifest, out: paths or URIs. shard: (i, n). part_size, readers: None: the usual. ray: address of a cluster, or
+    "local"; None: this process makes the parts.
     """
 
     manifest: str
@@ -37,6 +42,7 @@ class Request:
     part_size: int | None
     device: str
     readers: int | None
+    ray: str | None = None
 
 
 def shard_of(text: str | None) -> tuple[int, int]:
@@ -54,7 +60,7 @@ def shard_of(text: str | None) -> tuple[int, int]:
 def segment(
     request: Request, load: Callable[[Callable[..., DiffSeg]], tuple[DiffSeg, Settings]], options: Mapping[str, Any]
 ) -> bool:
-    """Makes the parts of a shard that are missing, one after the other, and tells.
+    """Makes the parts of a shard that are missing, one after the other or on a cluster, and tells.
 
     Args:
         load: (loader) -> the model and its settings. options: "model" and "revision".
@@ -63,10 +69,14 @@ def segment(
         Whether all of them are there now.
 
     Raises:
-        UserError: the manifest, the settings or the folder cannot be used.
+        UserError: the manifest, the settings, the folder or the cluster cannot be used.
     """
     scanned = parts.scan(request.manifest)
-    seg, settings = load(parts.load_model)
+    cluster = (
+        None if request.ray is None else Cluster(None if request.ray == "local" else request.ray, timeout_s=_PHOTO_S)
+    )
+    device = cluster.device(request.device) if cluster else request.device
+    seg, settings = load(partial(_loaded_for, device) if cluster else parts.load_model)
     named = {key: options[key] for key in ("model", "revision")}
     run = parts.plan(seg, settings, scanned, part_size=request.part_size, **named)
     done = parts.begin(request.out, run)
@@ -77,19 +87,51 @@ def segment(
 
     ended: list[parts.PartDone] = []
     trouble, start = "", time.perf_counter()
-    where = {"device": request.device, "readers": request.readers or parts.READERS}
+    where = {"device": device, "readers": request.readers or parts.READERS}
+    jobs = parts.jobs(request.manifest, todo, request.out, run, **where)
     with counting("segmenting", total, total - left, "photos") as advance:
         try:
-            for job in parts.jobs(request.manifest, todo, request.out, run, **where):
-                ended.append(parts.write_part(job, lambda: advance(1)))
-                _tell_useless(ended[-1])
-        except parts.StoreError as error:
+            for part in _on(cluster, device, jobs, advance) if cluster else _here(jobs, advance):
+                ended.append(part)
+                _tell_useless(part)
+        except (parts.StoreError, LostError) as error:
             trouble = str(error)
 
     _tell(ended, time.perf_counter() - start, place(request.out).name)
     if trouble:
         say(f"diffseg: {trouble}")
     return not trouble
+
+
+def _here(jobs: Iterable[parts.PartJob], advance: Callable[[int], None]) -> Iterator[parts.PartDone]:
+    """The parts, made by this process one after the other."""
+    for job in jobs:
+        yield parts.write_part(job, lambda: advance(1))
+
+
+def _on(
+    cluster: Cluster, device: str, jobs: Iterable[parts.PartJob], advance: Callable[[int], None]
+) -> Iterator[parts.PartDone]:
+    """The parts, made on a cluster as they come."""
+    scattered = scatter(_part_of, None, jobs, cluster, device, lambda job: parts.part_name(job.number))
+    for _, part in scattered:
+        advance(part.photos)
+        yield part
+
+
+def _part_of(_: None, job: parts.PartJob) -> parts.PartDone:
+    """In a worker: `write_part` on the device that is lent to it."""
+    return parts.write_part(replace(job, device=device_lent() if job.device == "cuda" else "cpu"), still_alive)
+
+
+def _loaded_for(cluster_device: str, model: str, *, dtype: Any = None, **options: Any) -> DiffSeg:
+    """The model as workers load it, on this machine's device: settings are tried with it."""
+    import torch
+
+    from diffseg.devices import resolve_dtype
+
+    usual = str(resolve_dtype(None, torch.device(cluster_device))).removeprefix("torch.")
+    return parts.load_model(model, **{**options, "device": "auto", "dtype": dtype or usual})
 
 
 def _tell_useless(part: parts.PartDone) -> None:

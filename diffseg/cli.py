@@ -36,6 +36,7 @@ from diffseg.options import (
     MaybePhotos,
     Model,
     Nouns,
+    OnRay,
     Opacity,
     Out,
     OutUri,
@@ -89,6 +90,7 @@ def segment(
     part_size: PartSize = None,
     shard: Shard = None,
     readers: Readers = None,
+    ray: OnRay = None,
     preset: Preset = None,
     demo: Demo = False,
     model: Model = "mini",
@@ -119,7 +121,7 @@ def segment(
             _check_for_manifest(context)
             from diffseg import bulk
 
-            job = bulk.Request(manifest, out, bulk.shard_of(shard), part_size, device, readers)
+            job = bulk.Request(manifest, out, bulk.shard_of(shard), part_size, device, readers, ray)
             folder = bulk.place(out).local
             if not bulk.segment(job, lambda load: _load(folder, device, dtype, load, **options), options):
                 raise typer.Exit(1)
@@ -142,7 +144,7 @@ def segment(
 
 
 _WITHOUT_MANIFEST = ("photos", "demo", "numbers", "opacity", "palette", "coco", "label_studio", "polygons")
-_WITH_MANIFEST = ("part_size", "shard", "readers")
+_WITH_MANIFEST = ("part_size", "shard", "readers", "ray")
 
 
 def _check_for_manifest(context: typer.Context) -> None:

@@ -42,6 +42,13 @@ Shard = Annotated[
 Readers = Annotated[
     int | None, typer.Option(min=1, help="With --manifest: photos that threads read ahead of the model. (default: 8)")
 ]
+OnRay = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        help="With --manifest: make parts on a Ray cluster: auto, HOST:PORT, or local, this machine with all its GPUs.",
+    ),
+]
 Model = Annotated[str, typer.Option(help="Embedded model, Hugging Face hub id, or folder in diffusers' layout.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
 Threshold = Annotated[
