@@ -76,7 +76,7 @@ def test_a_run_that_loses_a_node_and_its_driver_ends_as_an_undisturbed_one(fault
     assert seen["errors"] == ["07.txt"]
 
 
-def test_workers_may_write_into_a_shared_folder(faults):
+def test_one_machine_is_a_cluster_whose_workers_may_write_into_the_run(faults):
     assert faults["evaluation"]["shared"], faults["evaluation"]["told"]["shared"]
 
 
