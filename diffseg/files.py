@@ -27,6 +27,7 @@ _NAME_BYTES = 255 - max(map(len, (*OUTPUTS, ATTENTION)))  # file systems take na
 _LONGEST_NAME = 200  # bytes; file systems have room for 255, and suffixes may follow
 _ABANDONED_S = 86_400  # a temporary file that nobody has touched for a day belongs to nobody
 _NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES)
+_AT_ONCE = 1024  # files that threads are told to hash
 _SETTLED_NS = 2_000_000_000  # a file changed this recently may change again within one tick of its clock
 
 
@@ -149,23 +150,24 @@ def content_hashes(files: Mapping[str, Path], remember: bool = True) -> dict[str
     """
     if not files:
         return {}
-    places = {key: path.absolute() for key, path in files.items()}
+    here = os.getcwd()  # noqa: PTH109 - texts: Paths of many files would take ten times their memory
+    places = {key: os.path.join(here, path) for key, path in files.items()}  # noqa: PTH118
     known = cache_folder() / "hashes" / f"{_digest(os.path.commonpath(list(places.values())))}.json"
     remembered: dict[str, list] = {}
     if remember:
         with suppress(OSError, ValueError, TypeError):
             remembered = dict(json.loads(known.read_text()))
 
-    def hashed(path: Path) -> tuple[str, list | None]:
+    def hashed(path: str) -> tuple[str, list | None]:
         """The hash, and what to remember of it: size, time, hash; None: nothing, the file may still change."""
         try:
-            facts = path.stat()
+            facts = os.stat(path)  # noqa: PTH116
             if not stat.S_ISREG(facts.st_mode):  # to read a pipe or a device might never end
                 return "", None
-            before = remembered.get(str(path))
+            before = remembered.get(path)
             if before and before[:2] == [facts.st_size, facts.st_mtime_ns]:
                 return before[2], before
-            with path.open("rb") as file:
+            with open(path, "rb") as file:  # noqa: PTH123
                 content = hashlib.file_digest(file, "sha256").hexdigest()[:16]
         except OSError as error:
             if error.errno not in _NO_FILE:
@@ -175,8 +177,11 @@ def content_hashes(files: Mapping[str, Path], remember: bool = True) -> dict[str
         return content, [facts.st_size, facts.st_mtime_ns, content] if settled else None
 
     with ThreadPoolExecutor() as pool:
-        results = dict(zip(places, pool.map(hashed, places.values()), strict=True))
-    fresh = {str(places[key]): facts for key, (_, facts) in results.items() if facts}
+        keys, results = list(places), dict[str, tuple[str, list | None]]()
+        for first in range(0, len(keys), _AT_ONCE):
+            some = keys[first : first + _AT_ONCE]
+            results.update(zip(some, pool.map(hashed, (places[key] for key in some)), strict=True))
+    fresh = {places[key]: facts for key, (_, facts) in results.items() if facts}
     if remember and any(remembered.get(path) != facts for path, facts in fresh.items()):
         with suppress(OSError):  # no cache: slower, not wrong
             known.parent.mkdir(parents=True, exist_ok=True)
