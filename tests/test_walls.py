@@ -238,7 +238,7 @@ EXPECTED = {
         "composed": ["(HydraException, OmegaConfBaseException)"],
         "dataset_of": ["(HydraException, OmegaConfBaseException)"],
         "resolved": ["InterpolationKeyError"],
-        "_job": ["(OmegaConfBaseException, UserError, OSError)"],
+        "_job": ["(OmegaConfBaseException, UserError, OSError)", "RuntimeError"],  # the latter raised on but for a lost job
         "_told": [
             "KeyboardInterrupt",
             "MovedError",
@@ -247,6 +247,7 @@ EXPECTED = {
             "(HydraException, OmegaConfBaseException)",
             MENDABLE,
             "ValueError",  # raised on where it is not Hydra's own
+            "RuntimeError",  # raised on where it is not of a job that SLURM has lost
         ],
     },
 }
