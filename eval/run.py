@@ -488,8 +488,8 @@ def _told(arguments: Sequence[str] = ()) -> Iterator[None]:
             raise
         SweepTable().on_multirun_end(SweepTable.sweep)
         say(
-            f"diffseg-eval: {_first_line(error)}; the sweep's other jobs go on: once they have ended, the same command "
-            f"makes what is missing and gives the whole table"
+            f"diffseg-eval: {' '.join(str(error).splitlines()[:2])}; the sweep's other jobs go on: once they have "
+            f"ended, the same command makes what is missing and gives the whole table"
         )
         sys.exit(2)
 

@@ -44,7 +44,7 @@ def turn_on(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    with turn(str(torch.cuda.get_device_properties(device).uuid), f"{device}"):
+    with turn(str(torch.cuda.get_device_properties(device).uuid), str(device), _PLACE):
         try:
             yield
         finally:
@@ -52,7 +52,7 @@ def turn_on(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def turn(name: str, shown: str, place: Path = _PLACE) -> Iterator[None]:
+def turn(name: str, shown: str, place: Path) -> Iterator[None]:
     """Holds what is called `name` while no other process of this user does; says so if it has to wait.
 
     The operating system takes it back from a process that dies.

@@ -32,11 +32,15 @@ def options_of(script: Path) -> dict[str, str]:
 
 
 def sbatch(script: str) -> None:
+    (STATE / "script").write_text(script)
     last = int(re.match(r"0-(\d+)", options_of(Path(script)).get("array", "0-0"))[1])
     for task in range(last + 1):
         (STATE / f"{FIRST}_{task}.state").write_text("PENDING")
         subprocess.Popen(
-            [STATE / "job", script, str(task)], start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [STATE / "job", script, str(task)],
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
     print(f"Submitted batch job {FIRST}")
 
@@ -77,8 +81,7 @@ def srun(*arguments: str) -> None:
 
 def scontrol(action: str, name: str) -> None:
     """`scontrol requeue JOB`, on a cluster that requeues only what asks for it (JobRequeue=0)."""
-    (script,) = Path(os.environ["SUBMITIT_FOLDER"].replace("%j", str(FIRST))).parent.rglob("*submission*.sh")
-    if action != "requeue" or "requeue" not in options_of(script):
+    if action != "requeue" or "requeue" not in options_of(Path((STATE / "script").read_text())):
         sys.exit("Requested operation is presently disabled")
     (STATE / f"{name}.again").touch()
 

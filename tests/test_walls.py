@@ -238,7 +238,10 @@ EXPECTED = {
         "composed": ["(HydraException, OmegaConfBaseException)"],
         "dataset_of": ["(HydraException, OmegaConfBaseException)"],
         "resolved": ["InterpolationKeyError"],
-        "_job": ["(OmegaConfBaseException, UserError, OSError)", "RuntimeError"],  # the latter raised on but for a lost job
+        "_job": [
+            "(OmegaConfBaseException, UserError, OSError)",
+            "RuntimeError",
+        ],  # the latter raised on but for a lost job
         "_told": [
             "KeyboardInterrupt",
             "MovedError",
