@@ -36,12 +36,8 @@ def sbatch(script: str) -> None:
     last = int(re.match(r"0-(\d+)", options_of(Path(script)).get("array", "0-0"))[1])
     for task in range(last + 1):
         (STATE / f"{FIRST}_{task}.state").write_text("PENDING")
-        subprocess.Popen(
-            [STATE / "job", script, str(task)],
-            start_new_session=True,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        subprocess.Popen([STATE / "job", script, str(task)], start_new_session=True, **quiet)
     print(f"Submitted batch job {FIRST}")
 
 
