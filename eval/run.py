@@ -405,8 +405,8 @@ def _beside_others(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _cores() -> int:
     """Cores for this process; jobs of a sweep that joblib starts share them."""
-    side_by_side = OmegaConf.select(HydraConfig.get(), "launcher.n_jobs") if HydraConfig.initialized() else None
-    return cores(side_by_side or 1)
+    launcher = HydraConfig.get().launcher if HydraConfig.initialized() else {}
+    return cores(launcher.get("n_jobs") or 1)
 
 
 def _is_lost_job(error: BaseException) -> bool:

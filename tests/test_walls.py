@@ -240,8 +240,8 @@ EXPECTED = {
         "resolved": ["InterpolationKeyError"],
         "_job": [
             "(OmegaConfBaseException, UserError, OSError)",
-            "RuntimeError",
-        ],  # the latter raised on but for a lost job
+            "RuntimeError",  # raised on where it is not of a job that SLURM has ended
+        ],
         "_told": [
             "KeyboardInterrupt",
             "MovedError",
@@ -250,7 +250,7 @@ EXPECTED = {
             "(HydraException, OmegaConfBaseException)",
             MENDABLE,
             "ValueError",  # raised on where it is not Hydra's own
-            "RuntimeError",  # raised on where it is not of a job that SLURM has lost
+            "RuntimeError",  # raised on where it is not of a job that SLURM has ended
         ],
     },
 }
