@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import atexit
 import gc
-import hashlib
 import json
 import os
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
@@ -25,7 +23,7 @@ from rich.text import Text
 
 from diffseg import __version__, presets
 from diffseg.errors import UserError, printable
-from diffseg.files import ATTENTION, OUTPUTS, check_writable, write
+from diffseg.files import ATTENTION, OUTPUTS, check_writable, name_outputs, write
 from diffseg.options import (
     Anchors,
     Coco,
@@ -34,21 +32,28 @@ from diffseg.options import (
     Dtype,
     Iterations,
     LabelStudio,
+    Manifest,
     MaybePhotos,
     Model,
     Nouns,
+    OnRay,
     Opacity,
     Out,
+    OutUri,
     Palette,
+    PartSize,
     Polygons,
     Preset,
+    Readers,
     Refine,
     Revision,
+    Shard,
     Size,
     Threshold,
     Timestep,
     Weights,
     chosen,
+    is_given,
     one_sentence,
 )
 
@@ -59,7 +64,6 @@ if TYPE_CHECKING:
     from diffseg.semantic import LabelledSegmentation
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-_NAME_BYTES = 255 - max(map(len, (*OUTPUTS, ATTENTION)))  # file systems take names of 255 bytes
 
 
 def _version(asked: bool) -> None:
@@ -81,7 +85,12 @@ def _main(
 def segment(
     context: typer.Context,
     photos: MaybePhotos = None,
-    out: Out = Path("segments"),
+    out: OutUri = "segments",
+    manifest: Manifest = None,
+    part_size: PartSize = None,
+    shard: Shard = None,
+    readers: Readers = None,
+    ray: OnRay = None,
     preset: Preset = None,
     demo: Demo = False,
     model: Model = "mini",
@@ -102,21 +111,78 @@ def segment(
     label_studio: LabelStudio = None,
     polygons: Polygons = False,
 ) -> None:
-    """Segments photos. For each: NAME.labels.png, NAME.overlay.png and NAME.json (segments as COCO RLE, settings)."""
+    """Segments photos. For each: NAME.labels.png, NAME.overlay.png and NAME.json (segments as COCO RLE, settings).
+
+    With --manifest, for millions of photos: Parquet files of a thousand photos each, in a folder or store.
+    """
     with one_sentence():
         options = chosen(context, preset)
+        if manifest is not None:
+            _check_for_manifest(context)
+            from diffseg import bulk
+
+            job = bulk.Request(manifest, out, bulk.shard_of(shard), part_size, device, readers, ray)
+            folder = bulk.place(out).local
+            if not bulk.segment(job, lambda load: _load(folder, device, dtype, load, **options), options):
+                raise typer.Exit(1)
+            return
+        _check_without_manifest(context, out)
         credits = _demo(photos) if demo else {}
         jobs = name_outputs(find_photos(_given(photos, credits, "segment")))
-        export = _exports(coco, label_studio, polygons, out, jobs, opacity, palette)
-        seg, settings = _load(out, device, dtype, **options)
+        folder = Path(out)
+        export = _exports(coco, label_studio, polygons, folder, jobs, opacity, palette)
+        seg, settings = _load(folder, device, dtype, **options)
         drawing = {"opacity": opacity, "numbers": numbers, "palette": palette}
         failed, records = process_files(
-            lambda photo, path: seg.segment(photo, settings), jobs, out, options["model"], drawing
+            lambda photo, path: seg.segment(photo, settings), jobs, folder, options["model"], drawing
         )
         export(records)
         for path, credit in credits.items():
             typer.echo(f"{path.name}: {credit}; segmented by diffseg")
     if failed:
+        raise typer.Exit(1)
+
+
+_WITHOUT_MANIFEST = ("photos", "demo", "numbers", "opacity", "palette", "coco", "label_studio", "polygons")
+_WITH_MANIFEST = ("part_size", "shard", "readers", "ray")
+
+
+def _check_for_manifest(context: typer.Context) -> None:
+    """Refuses what makes no sense with --manifest."""
+    for key in _WITHOUT_MANIFEST:
+        if is_given(context, key):
+            given = "the photos on the command line" if key == "photos" else f"--{key.replace('_', '-')}"
+            raise UserError(
+                f"--manifest names the photos, and writes Parquet without overlays: leave out {given}, or --manifest; "
+                f"diffseg merge makes COCO files and label maps of the parts"
+            )
+
+
+def _check_without_manifest(context: typer.Context, out: str) -> None:
+    """Refuses what makes sense with --manifest alone."""
+    given = [f"--{key.replace('_', '-')}" for key in _WITH_MANIFEST if is_given(context, key)]
+    given += [f"--out {out}"] if "://" in out else []
+    if given:
+        raise UserError(f"{given[0]} is for the photos of a text file: name it with --manifest, or leave this out")
+
+
+@app.command()
+def merge(
+    run: Annotated[str, typer.Argument(help="Folder or URI of diffseg segment --manifest.", show_default=False)],
+    keys: Annotated[
+        list[str] | None, typer.Argument(help="Lines of the manifest: photos to choose.", show_default=False)
+    ] = None,
+    keys_file: Annotated[str | None, typer.Option("--keys", help="Text file of photos to choose, one a line.")] = None,
+    coco: Annotated[Path | None, typer.Option(help="One COCO file, segments as RLE.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="Folder for NAME.labels.png of each photo.")] = None,
+    partial: Annotated[bool, typer.Option("--partial", help="Also where parts are missing still.")] = False,
+) -> None:
+    """Says what is in the parts of diffseg segment --manifest, and makes a COCO file or label maps of them."""
+    with one_sentence():
+        from diffseg import bulk
+
+        complete = bulk.merge(run, keys or [], keys_file, coco, labels, partial)
+    if not complete:
         raise typer.Exit(1)
 
 
@@ -473,9 +539,10 @@ def _words(
 
 
 def _load(
-    out: Path,
+    out: Path | None,
     device: str,
     dtype: str | None,
+    loader: Callable[..., DiffSeg] | None = None,
     *,
     model: str,
     revision: str | None,
@@ -486,6 +553,7 @@ def _load(
 ) -> tuple[DiffSeg, Settings]:
     """The model and its settings; what is wrong with the options is found before any work.
 
+    out: the folder for results; None: there is none to check. loader: in place of `DiffSeg.from_pretrained`.
     options: the other settings, anchors, iterations, refine and size.
     """
     given = None if threshold is None else _numbers("--threshold", threshold)
@@ -502,9 +570,10 @@ def _load(
             typer.echo(slow, err=True)
         usual = 300 if timestep is None else timestep
         Settings.make(1.0 if thresholds is None else thresholds, timestep=usual, **options)
-        check_writable(out, "choose another with --out")
+        if out is not None:
+            check_writable(out, "choose another with --out")
         say(f"loading the model {printable(model)}")
-        seg = DiffSeg.from_pretrained(model, revision=revision, device=device, dtype=dtype)
+        seg = (loader or DiffSeg.from_pretrained)(model, revision=revision, device=device, dtype=dtype)
     return seg, seg.settings(thresholds, timestep, **options)
 
 
@@ -564,40 +633,6 @@ def _is_folder(path: Path) -> bool:
     with suppress(OSError):  # such as too long a name: reading the photo says so, and the others are done
         return path.is_dir()
     return False
-
-
-def name_outputs(photos: list[Path]) -> dict[str, Path]:
-    """Result name -> photo: the photo's name without suffix; where that is taken twice, with suffix, then folder.
-
-    A name that would be too long for a file system, with what results add to it, is cut and ends with its hash.
-
-    Raises:
-        UserError: two photos whose folder and name are both the same.
-    """
-    names: list[Callable[[Path], str]] = [
-        lambda p: p.stem,
-        lambda p: p.name,
-        lambda p: f"{p.absolute().parent.name}_{p.name}",
-    ]
-    jobs: dict[str, Path] = {}
-    for name in names:
-        short = {p: _shortened(name(p)) for p in photos}
-        count = Counter([*jobs, *short.values()])
-        jobs.update({result: p for p, result in short.items() if count[result] == 1})
-        photos = [p for p in photos if count[short[p]] > 1]
-    if photos:
-        both = _shortened(names[-1](photos[0]))
-        other = next((p for p in photos[1:] if _shortened(names[-1](p)) == both), jobs.get(both))
-        raise UserError(f"{photos[0]} and {other} would both be written as {both}: run them with different --out")
-    return dict(sorted(jobs.items()))
-
-
-def _shortened(name: str) -> str:
-    stored = os.fsencode(name)
-    if len(stored) <= _NAME_BYTES:
-        return name
-    mark = f"-{hashlib.sha256(stored).hexdigest()[:8]}"
-    return stored[: _NAME_BYTES - len(mark)].decode("utf-8", "ignore") + mark  # no half of a character at the cut
 
 
 def process_files(

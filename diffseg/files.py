@@ -11,17 +11,19 @@ import stat
 import tempfile
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from diffseg.errors import printable
+from diffseg.errors import UserError, printable
 
 OUTPUTS = (".labels.png", ".overlay.png", ".json")  # what the results of a photo add to its name,
 ATTENTION = ".nouns.png"  # and the sheet of its nouns' attention
 PARTIAL = ".partial"
+_NAME_BYTES = 255 - max(map(len, (*OUTPUTS, ATTENTION)))  # file systems take names of 255 bytes
 _LONGEST_NAME = 200  # bytes; file systems have room for 255, and suffixes may follow
 _ABANDONED_S = 86_400  # a temporary file that nobody has touched for a day belongs to nobody
 _NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES)
@@ -56,6 +58,40 @@ def is_file_name(name: object) -> bool:
     if not isinstance(name, str) or printable(name) != name or "/" in name or "\\" in name:
         return False
     return name not in ("", ".", "..") and len(name.encode()) <= _LONGEST_NAME
+
+
+def name_outputs(photos: list[Path]) -> dict[str, Path]:
+    """Result name -> photo: the photo's name without suffix; where that is taken twice, with suffix, then folder.
+
+    A name that would be too long for a file system, with what results add to it, is cut and ends with its hash.
+
+    Raises:
+        UserError: two photos whose folder and name are both the same.
+    """
+    names: list[Callable[[Path], str]] = [
+        lambda p: p.stem,
+        lambda p: p.name,
+        lambda p: f"{p.absolute().parent.name}_{p.name}",
+    ]
+    jobs: dict[str, Path] = {}
+    for name in names:
+        short = {p: _shortened(name(p)) for p in photos}
+        count = Counter([*jobs, *short.values()])
+        jobs.update({result: p for p, result in short.items() if count[result] == 1})
+        photos = [p for p in photos if count[short[p]] > 1]
+    if photos:
+        both = _shortened(names[-1](photos[0]))
+        other = next((p for p in photos[1:] if _shortened(names[-1](p)) == both), jobs.get(both))
+        raise UserError(f"{photos[0]} and {other} would both be written as {both}: run them with different --out")
+    return dict(sorted(jobs.items()))
+
+
+def _shortened(name: str) -> str:
+    stored = os.fsencode(name)
+    if len(stored) <= _NAME_BYTES:
+        return name
+    mark = f"-{hashlib.sha256(stored).hexdigest()[:8]}"
+    return stored[: _NAME_BYTES - len(mark)].decode("utf-8", "ignore") + mark  # no half of a character at the cut
 
 
 def _machine() -> str:

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,19 @@ def load_image(image: Image.Image | np.ndarray | str | Path) -> np.ndarray:
         image = Image.fromarray(image)
     _check_not_too_large("the image", *image.size)
     return _upright("the image", image)
+
+
+def decode_image(content: bytes, name: str) -> np.ndarray:
+    """What `load_image` makes of a file, of what the file holds. name: what messages call it.
+
+    Raises:
+        ImageError: as `load_image`.
+    """
+    with _damage_named(name):
+        image = Image.open(BytesIO(content))
+    with image:
+        _check_not_too_large(name, *image.size)
+        return _upright(name, image)
 
 
 def _upright(name: str, image: Image.Image) -> np.ndarray:

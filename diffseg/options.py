@@ -30,6 +30,25 @@ Palette = Annotated[
     str, typer.Option(help="Of segments: regions, or safe for eyes that lack the cones for red or green.")
 ]
 Out = Annotated[Path, typer.Option(help="Folder for the results.")]
+OutUri = Annotated[str, typer.Option(help="Folder for the results; with --manifest also s3://bucket/key or gs://.")]
+Manifest = Annotated[
+    str | None,
+    typer.Option(help="Text file of very many photos, a path or URI a line; results are Parquet files, in parts."),
+]
+PartSize = Annotated[int | None, typer.Option(min=1, help="With --manifest: photos in a part. (default: 1000)")]
+Shard = Annotated[
+    str | None, typer.Option(help="With --manifest: i/n, every n-th part from the i-th on, 0 <= i < n. (default: 0/1)")
+]
+Readers = Annotated[
+    int | None, typer.Option(min=1, help="With --manifest: photos that threads read ahead of the model. (default: 8)")
+]
+OnRay = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        help="With --manifest: make parts on a Ray cluster: auto, HOST:PORT, or local, this machine with all its GPUs.",
+    ),
+]
 Model = Annotated[str, typer.Option(help="Embedded model, Hugging Face hub id, or folder in diffusers' layout.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
 Threshold = Annotated[
@@ -70,7 +89,7 @@ def chosen(context: typer.Context, preset: str | None) -> dict[str, Any]:
     if preset is None:
         return options
     kept = presets.load(preset)
-    given = {key for key in options if getattr(context.get_parameter_source(key), "name", "") != "DEFAULT"}
+    given = {key for key in options if is_given(context, key)}
     if "model" in given and presets.named_model(options["model"]) != kept.model:
         raise UserError(
             f"the preset {preset!r} is for the model {kept.model}, not for {options['model']}: leave out --model or "
@@ -81,6 +100,11 @@ def chosen(context: typer.Context, preset: str | None) -> dict[str, Any]:
         settings.pop("iterations", None)
     ours = {"model": kept.model, "revision": kept.revision, **settings}
     return options | {key: value for key, value in ours.items() if key in options and key not in given}
+
+
+def is_given(context: typer.Context, key: str) -> bool:
+    """Whether the command line, and not a default, says what a parameter is."""
+    return getattr(context.get_parameter_source(key), "name", "") != "DEFAULT"
 
 
 def _as_texts(options: Mapping[str, Any]) -> dict[str, str]:

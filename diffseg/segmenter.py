@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +94,7 @@ class Segmentation:
 
     def segments(self) -> list[dict[str, Any]]:
         """Per segment: id, area (pixels), bbox [x, y, width, height] and segmentation (compressed COCO RLE)."""
-        return [{"id": index, **describe(self.labels == index)} for index in range(len(self))]
+        return [{"id": index, **facts} for index, facts in enumerate(describe_all(self.labels, len(self)))]
 
     def as_dict(self) -> dict[str, Any]:
         """All but the pixels, ready for JSON."""
@@ -319,7 +320,29 @@ class DiffSeg:
 
 def describe(mask: np.ndarray) -> dict[str, Any]:
     """A mask, bool [H, W], for JSON: area (pixels), bbox [x, y, width, height], segmentation (compressed COCO RLE)."""
-    rle = coco_mask.encode(np.asfortranarray(mask).astype(np.uint8))
+    return _facts(coco_mask.encode(np.asfortranarray(mask).astype(np.uint8)))
+
+
+def describe_all(labels: np.ndarray, count: int) -> list[dict[str, Any]]:
+    """What `describe` says of the mask of each label 0..count-1 of a map int [H, W], from one look at it."""
+    (height, width), flat = labels.shape, labels.ravel(order="F")  # COCO's runs go down the columns
+    starts = np.append(0, np.flatnonzero(flat[1:] != flat[:-1]) + 1)
+    ends = np.append(starts[1:], flat.size)
+    by_label = np.argsort(flat[starts], kind="stable")
+    firsts = np.searchsorted(flat[starts][by_label], np.arange(count + 1))
+    described = []
+    for first, last in pairwise(firsts):
+        runs = by_label[first:last]
+        borders = np.stack([starts[runs], ends[runs]], 1).ravel()
+        counts = np.diff(borders, prepend=0, append=flat.size)  # outside and inside by turns
+        counts = counts if counts[-1] else counts[:-1]
+        rle = coco_mask.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
+        described.append(_facts(rle))
+    return described
+
+
+def _facts(rle: Any) -> dict[str, Any]:
+    """A mask as pycocotools encodes it, for JSON."""
     return {
         "area": int(coco_mask.area(rle)),
         "bbox": [int(x) for x in coco_mask.toBbox(rle)],

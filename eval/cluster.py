@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import pickle
+import socket
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -34,6 +35,10 @@ _QUIET = {
     # A process that is used again may be lent another GPU, and CUDA reads the variable only once: see `device_lent`.
     "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1",
 }
+
+
+class LostError(UserError):
+    """A job whose process or machine was lost again and again."""
 
 
 @dataclass(frozen=True)
@@ -60,23 +65,36 @@ class Cluster:
             UserError: Ray is not installed, or there is no cluster at this address.
         """
         if find_spec("ray") is None:
-            raise UserError('workers=ray needs Ray: pip install "diffseg[ray]"')
+            raise UserError('a cluster needs Ray: pip install "diffseg[ray]"')
         os.environ |= {name: os.environ.get(name, value) for name, value in _QUIET.items()}
         import ray
 
         if ray.is_initialized():
             return
+        self._check_reachable()
         options: dict[str, Any] = {"runtime_env": {"env_vars": dict(_QUIET)}}
         if self.address is None:
             options = {"include_dashboard": False}
         try:
             ray.init(self.address or "local", log_to_driver=False, logging_level=logging.ERROR, **options)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(
-                f"there is no Ray cluster at ray.address={self.address} ({reason}): start one with `ray start --head`, "
-                f"or leave ray.address out to use this machine"
-            ) from None
+            raise self._not_there(str(error).strip().splitlines()[0]) from None
+
+    def _check_reachable(self) -> None:
+        """Refuses an address at which nobody listens, which Ray would try for minutes."""
+        host, colon, port = (self.address or "").rpartition(":")
+        if not colon or "/" in host:
+            return
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        except (OSError, ValueError, OverflowError) as error:
+            raise self._not_there(str(error)) from None
+
+    def _not_there(self, reason: str) -> UserError:
+        return UserError(
+            f"there is no Ray cluster at the address {self.address} ({reason}): start one with ray start --head, or "
+            f"let this machine be one (ray.address=null, --ray local)"
+        )
 
     def device(self, asked: str) -> str:
         """Where tasks compute if `asked` is what the user wants: "cpu" or "cuda".
@@ -85,7 +103,7 @@ class Cluster:
             UserError: GPUs are asked for and the cluster has none; a single GPU is named.
         """
         if asked not in ("auto", "cpu", "cuda"):
-            raise UserError(f"with workers=ray, device must be auto, cpu or cuda: Ray says which; got {asked}")
+            raise UserError(f"on a Ray cluster, device must be auto, cpu or cuda: Ray says which; got {asked}")
         self.connect()
         import ray
 
@@ -133,7 +151,7 @@ def scatter(
         name_of: what messages call a job.
 
     Raises:
-        UserError: `work` raised one, or an OSError; a job was lost too often. Whatever else `work` raises.
+        UserError: `work` raised one, or an OSError. LostError: a job was lost too often. Whatever else `work` raises.
     """
     cluster.connect()
     import ray
@@ -150,7 +168,7 @@ def scatter(
         jobs,
         lambda job: task.remote(work, token, sent, job, cluster.timeout_s),
         lambda: cluster.slots(device),
-        lambda job, kind: UserError(
+        lambda job, kind: LostError(
             f"{name_of(job)} was lost {cluster.retries + 1} times with the process that did it ({kind}): it takes more "
             f"memory than there is, longer than ray.timeout_s={cluster.timeout_s:g}, or kills the process; what is "
             f"done is kept, Ray's logs are in /tmp/ray/session_latest/logs of that machine"
@@ -159,7 +177,7 @@ def scatter(
 
 
 def _collected(
-    jobs: Iterable[Job], submit: Callable[[Job], Any], slots: Callable[[], int], lost: Callable[[Job, str], UserError]
+    jobs: Iterable[Job], submit: Callable[[Job], Any], slots: Callable[[], int], lost: Callable[[Job, str], Exception]
 ) -> Iterator[tuple[Job, Any]]:
     """(job, result) of jobs that `submit` hands out, as many at a time as `slots` says now and some behind them."""
     import ray
@@ -185,7 +203,7 @@ def _collected(
                 except RayError as error:  # the process or machine died, more often than retries allow
                     raise lost(job, type(error).__name__) from None
                 if refusal:
-                    raise UserError(refusal)
+                    raise refusal
                 yield job, result
     finally:
         for reference in waiting:
@@ -193,15 +211,29 @@ def _collected(
                 ray.cancel(reference, force=True)
 
 
-def _guarded(work: Callable[[Any, Any], Any], token: str, shared: bytes, job: Any, timeout_s: float) -> tuple[Any, str]:
-    """In a worker: (result, ""), or (None, what a user can mend). After timeout_s the process ends, whatever hangs."""
-    faulthandler.dump_traceback_later(timeout_s, exit=True, file=2)
+def _guarded(
+    work: Callable[[Any, Any], Any], token: str, shared: bytes, job: Any, timeout_s: float
+) -> tuple[Any, UserError | None]:
+    """In a worker: (result, None), or (None, what a user can mend). After timeout_s the process ends, come what may."""
+    _watched["timeout_s"] = timeout_s
+    still_alive()
     try:
-        return work(_unpickled(token, shared), job), ""
-    except (UserError, OSError) as error:
-        return None, str(error)
+        return work(_unpickled(token, shared), job), None
+    except UserError as error:
+        return None, error
+    except OSError as error:
+        return None, UserError(str(error))
     finally:
         faulthandler.cancel_dump_traceback_later()
+
+
+_watched = {"timeout_s": math.inf}
+
+
+def still_alive() -> None:
+    """In a worker: the task goes on, and may take as long as a whole one from now."""
+    if _watched["timeout_s"] < math.inf:
+        faulthandler.dump_traceback_later(_watched["timeout_s"], exit=True, file=2)
 
 
 _kept: dict[str, Any] = {}

@@ -1,6 +1,6 @@
 """What `diffseg.eval.cluster` does when machines and processes are lost: for test_cluster.py, in a network of its own.
 
-A cluster of nodes on one machine; prints what happened as JSON. `python ray_faults.py FOLDER`.
+A cluster of nodes on one machine; writes what happened to FOLDER/report.json: `python -m tests.ray_faults FOLDER`.
 """
 
 import json
@@ -21,6 +21,7 @@ from ray.cluster_utils import Cluster as Nodes
 
 from diffseg.errors import UserError
 from diffseg.eval.cluster import Cluster, scatter
+from tests.test_parts import AWS, SMALL, Store
 
 FOLDER = Path(sys.argv[1]) if __name__ == "__main__" else Path()
 
@@ -191,6 +192,40 @@ def of_evaluations(nodes, folder):
     return {**found, "told": told}
 
 
+def of_parts(nodes, folder):
+    """Parts in a store: a node dies, and the store is gone for seconds."""
+    from diffseg import parts, stores
+
+    store = Store(folder / "photos")
+    keys = [store.uri(f"photos/{i:02d}.png") for i in range(24) if i != 7]
+    (folder / "keys.txt").write_text("\n".join(keys) + "\n")
+
+    def begin(out, *options):
+        command = [sys.executable, "-W", "ignore", "-c", "from diffseg.cli import app; app()", "segment", *SMALL]
+        command += ["--manifest", str(folder / "keys.txt"), "--out", store.uri(out), "--part-size", "2", *options]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def contents(out):
+        place = stores.place(store.uri(out))
+        return {name: place.child(name).read() for name in place.names()}
+
+    alone, running = begin("alone"), begin("disturbed", "--ray", ADDRESS)
+    while running.poll() is None and len(parts.done(store.uri("disturbed"))) < 2:
+        time.sleep(0.1)
+    renew = kill_a_node(nodes)
+    store.go()
+    time.sleep(10)
+    store.come_back()
+    told = [running.communicate()[0], alone.communicate()[0]]
+    renew()
+    return {
+        "status": [running.returncode, alone.returncode],
+        "same": contents("alone") == contents("disturbed"),
+        "parts": len(parts.done(store.uri("disturbed"))),
+        "told": told,
+    }
+
+
 def wait_for(folder, count, process):
     while process.poll() is None:
         with suppress(FileNotFoundError):
@@ -201,6 +236,7 @@ def wait_for(folder, count, process):
 
 
 if __name__ == "__main__":
+    os.environ |= AWS  # before nodes start: their workers have credentials from there
     quickly = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 300, "health_check_failure_threshold": 2}
     nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": quickly})
     for _ in range(2):
@@ -216,5 +252,6 @@ if __name__ == "__main__":
     report["refuse"], report["full"], report["bug"] = said(refuse, FOLDER), said(full, FOLDER), said(bug, FOLDER)
     report["generic_s"] = time.monotonic() - start
     report["evaluation"] = of_evaluations(nodes, FOLDER)
+    report["parts"] = of_parts(nodes, FOLDER)
     report["seconds"] = time.monotonic() - start
     (FOLDER / "report.json").write_text(json.dumps(report, indent=1))

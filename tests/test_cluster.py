@@ -31,10 +31,8 @@ def faults(tmp_path_factory):
     if not has_own_network():
         pytest.skip("a network of its own (unshare --net) is not allowed here")
     folder = tmp_path_factory.mktemp("faults")
-    script = Path(__file__).with_name("ray_faults.py")
-    ran = subprocess.run(
-        [*OWN_NETWORK, sys.executable, "-W", "ignore", str(script), str(folder)], capture_output=True, text=True
-    )
+    command = [*OWN_NETWORK, sys.executable, "-W", "ignore", "-m", "tests.ray_faults", str(folder)]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-3000:]
     return json.loads((folder / "report.json").read_text())
 
@@ -55,7 +53,7 @@ def test_no_more_jobs_are_taken_than_are_under_way_and_waiting(faults):
 
 def test_a_job_that_kills_its_process_is_named(faults):
     kind, text = faults["die"]
-    assert kind == "UserError"
+    assert kind == "LostError"
     assert text.startswith("the number ")
     assert "was lost 2 times with the process that did it" in text
 
@@ -80,6 +78,13 @@ def test_a_run_that_loses_a_node_and_its_driver_ends_as_an_undisturbed_one(fault
 
 def test_workers_may_write_into_a_shared_folder(faults):
     assert faults["evaluation"]["shared"], faults["evaluation"]["told"]["shared"]
+
+
+def test_parts_survive_a_node_and_a_store_that_are_gone(faults):
+    seen = faults["parts"]
+    assert seen["status"] == [0, 0], seen["told"]
+    assert seen["same"], seen["told"]
+    assert seen["parts"] == 12
 
 
 # --- in a worker, without a cluster -----------------------------------------------------------------------------------
@@ -141,6 +146,13 @@ def test_the_lent_gpu_as_torch_counts_it():
     assert cluster._as_torch_counts([], None) == "cpu"
     assert cluster._as_torch_counts([3], None) == "cuda:3"
     assert cluster._as_torch_counts(["5"], "2,5") == "cuda:1"
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:70000", "nowhere.invalid:6379", "auto"])
+def test_an_address_without_a_cluster(address, monkeypatch, tmp_path):
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    with pytest.raises(UserError, match=rf"there is no Ray cluster at the address {address} \(.*ray start --head"):
+        Cluster(address).connect()
 
 
 def test_images_a_task(monkeypatch):

@@ -18,7 +18,7 @@ from diffseg.methods.clustering import KMeans
 from diffseg.methods.diffcut import DiffCut
 from diffseg.methods.merging import Merging
 from diffseg.segmentation import by_area
-from diffseg.segmenter import prepare, working_size
+from diffseg.segmenter import describe, describe_all, prepare, working_size
 
 
 @pytest.fixture(scope="session")
@@ -44,6 +44,15 @@ def test_the_whole_photo_at_its_own_size(seg, photo):
     np.testing.assert_allclose(out.proposals.sum((1, 2)), 1, rtol=1e-4)
     assert out.overlay().size == (320, 200)
     assert set(out.timings_s) == {"attention", "aggregate", "merge", "labels"}
+
+
+def test_all_segments_at_once_are_those_of_each_mask():
+    """Every way that runs can begin, end and go around a column, labels without pixels too."""
+    draw = np.random.default_rng(0)
+    for _ in range(300):
+        (h, w), count = draw.integers(1, 8, 2), int(draw.integers(1, 6))
+        labels = draw.integers(0, count, (h, w)).astype(np.int32)
+        assert describe_all(labels, count) == [describe(labels == index) for index in range(count)]
 
 
 def test_segments_are_the_labels(seg, photo):
