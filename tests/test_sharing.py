@@ -84,9 +84,10 @@ def on_slurm(tmp_path):
         process.communicate(timeout=120)
 
 
-def signalled(folder, number):
-    """Signals the step of the first job."""
-    os.kill(int((folder / "slurm" / f"{slurm.FIRST}_0.pid").read_text()), number)
+def step_of(folder):
+    """The process of the first job's step, and those that it has started."""
+    step = int((folder / "slurm" / f"{slurm.FIRST}_0.pid").read_text())
+    return step, [int(x) for x in Path(f"/proc/{step}/task/{step}/children").read_text().split()]
 
 
 def rows_of(folder):
@@ -99,12 +100,16 @@ def test_a_job_that_meets_its_time_limit_is_queued_again_and_goes_on(tmp_path, o
     sweep = on_slurm()
     before = {name: path.stat().st_mtime_ns for name, path in maps_of(tmp_path / "queued").items()}
     (tmp_path / "stop").unlink()
-    signalled(tmp_path, signal.SIGTERM)  # as it comes first where a job is preempted: no reason to stop
-    signalled(tmp_path, signal.SIGUSR2)
+    step, readers = step_of(tmp_path)
+    assert readers
+    os.kill(step, signal.SIGTERM)  # as it comes first where a job makes way: no reason to stop
+    for process in (*readers, step):  # where SLURM does not know them by their cgroup, all are signalled
+        os.kill(process, signal.SIGUSR2)
     said, _ = sweep.communicate(timeout=120)
     assert sweep.returncode == 0, said
-    (log,) = (tmp_path / "queued").rglob(f"{slurm.FIRST}_0_0_log.err")
-    assert "continuing: 3 of 6 label maps are there" in log.read_text()
+    out, err = ((tmp_path / "queued").rglob(f"{slurm.FIRST}_0_0_log.{stream}") for stream in ("out", "err"))
+    assert "continuing: 3 of 6 label maps are there" in next(err).read_text()
+    assert next(out).read_text().count("Requeued job") == 1
     maps = maps_of(tmp_path / "queued")
     assert len(maps) == 12
     assert before == {name: maps[name].stat().st_mtime_ns for name in before}
@@ -120,7 +125,7 @@ def test_a_job_that_meets_its_time_limit_is_queued_again_and_goes_on(tmp_path, o
 @pytest.mark.slow
 def test_a_job_that_meets_its_time_limit_too_often_is_a_row_of_the_table(tmp_path, on_slurm):
     sweep = on_slurm("hydra.launcher.max_num_timeout=0")
-    signalled(tmp_path, signal.SIGUSR2)
+    os.kill(step_of(tmp_path)[0], signal.SIGUSR2)
     said, _ = sweep.communicate(timeout=120)
     assert sweep.returncode == 2
     assert "1 jobs of the sweep failed" in said
@@ -132,7 +137,7 @@ def test_a_job_that_meets_its_time_limit_too_often_is_a_row_of_the_table(tmp_pat
 @pytest.mark.slow
 def test_a_killed_job_leaves_the_table_of_the_others(tmp_path, on_slurm):
     sweep = on_slurm()
-    signalled(tmp_path, signal.SIGKILL)
+    os.kill(step_of(tmp_path)[0], signal.SIGKILL)
     said, _ = sweep.communicate(timeout=120)
     assert sweep.returncode == 2
     assert "Traceback" not in said
