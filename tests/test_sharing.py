@@ -47,7 +47,7 @@ def maps_of(folder):
     return {path.relative_to(folder).as_posix(): path for path in sorted(Path(folder).rglob("*/labels/[0-9]*.png"))}
 
 
-def waited_for(condition, seconds=120):
+def waited_for(condition, seconds=300):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it never came"
@@ -81,7 +81,7 @@ def on_slurm(tmp_path):
     yield start
     (tmp_path / "stop").unlink(missing_ok=True)  # whatever still waits goes on and ends
     for process in started:
-        process.communicate(timeout=120)
+        process.communicate(timeout=300)
 
 
 def step_of(folder):
@@ -105,7 +105,7 @@ def test_a_job_that_meets_its_time_limit_is_queued_again_and_goes_on(tmp_path, o
     os.kill(step, signal.SIGTERM)  # as it comes first where a job makes way: no reason to stop
     for process in (*readers, step):  # where SLURM does not know them by their cgroup, all are signalled
         os.kill(process, signal.SIGUSR2)
-    said, _ = sweep.communicate(timeout=120)
+    said, _ = sweep.communicate(timeout=300)
     assert sweep.returncode == 0, said
     out, err = ((tmp_path / "queued").rglob(f"{slurm.FIRST}_0_0_log.{stream}") for stream in ("out", "err"))
     assert "continuing: 3 of 6 label maps are there" in next(err).read_text()
@@ -126,7 +126,7 @@ def test_a_job_that_meets_its_time_limit_is_queued_again_and_goes_on(tmp_path, o
 def test_a_job_that_meets_its_time_limit_too_often_is_a_row_of_the_table(tmp_path, on_slurm):
     sweep = on_slurm("hydra.launcher.max_num_timeout=0")
     os.kill(step_of(tmp_path)[0], signal.SIGUSR2)
-    said, _ = sweep.communicate(timeout=120)
+    said, _ = sweep.communicate(timeout=300)
     assert sweep.returncode == 2
     assert "1 jobs of the sweep failed" in said
     lost, done = rows_of(tmp_path / "queued").to_dict("records")
@@ -138,7 +138,7 @@ def test_a_job_that_meets_its_time_limit_too_often_is_a_row_of_the_table(tmp_pat
 def test_a_killed_job_leaves_the_table_of_the_others(tmp_path, on_slurm):
     sweep = on_slurm()
     os.kill(step_of(tmp_path)[0], signal.SIGKILL)
-    said, _ = sweep.communicate(timeout=120)
+    said, _ = sweep.communicate(timeout=300)
     assert sweep.returncode == 2
     assert "Traceback" not in said
     assert "OUT_OF_MEMORY" in said
