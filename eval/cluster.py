@@ -22,6 +22,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from diffseg.errors import UserError
+from diffseg.eval.progress import say
 
 Shared = TypeVar("Shared")
 Job = TypeVar("Job")
@@ -46,9 +47,9 @@ class Cluster:
     """Where tasks run, and what each may take.
 
     address: of a running cluster, "auto" (the one that this machine is part of) or "HOST:PORT"; None: this machine
-    alone, for as long as this process runs. gpus: of each task, parts allowed; None: one where there are
-    any. cpus: of each task, and its threads. chunk: images a task; None: as many as `images_a_task` says. retries: how
-    often a task may be lost. timeout_s: a task that takes longer is given up, and counts as lost.
+    alone, for as long as this process runs. gpus: of each task, parts allowed; None: one where there are any. cpus: of
+    each task, and its threads. chunk: images a task; None: as many as `images_a_task` says. retries: how often a task
+    may be lost. timeout_s: a task that takes longer is given up, and counts as lost.
     """
 
     address: str | None = None
@@ -126,6 +127,23 @@ class Cluster:
         gpus = 1 if self.gpus is None else self.gpus
         return {"CPU": self.cpus, "GPU": gpus if device == "cuda" else 0}
 
+    def check_room(self, device: str) -> None:
+        """Says so where no machine can do a task now: another may join.
+
+        Raises:
+            UserError: none will, since this machine is the cluster.
+        """
+        import ray
+
+        takes = self.takes(device)
+        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        if any(all(has.get(name, 0) >= share for name, share in takes.items()) for has in machines):
+            return
+        asked = " and ".join(f"{share:g} {name}s" for name, share in takes.items() if share)
+        if self.address is None:
+            raise UserError(f"a task takes {asked}, which this machine has not: set ray.cpus and ray.gpus")
+        say(f"no machine of the cluster has the {asked} that a task takes: waiting for one (ray.cpus, ray.gpus)")
+
     def images_a_task(self, images: int, device: str) -> int:
         """The chunk that was asked for; else half a minute's work, less where there are few images for all slots."""
         usual = 1024 if device == "cuda" else 32
@@ -156,6 +174,7 @@ def scatter(
     cluster.connect()
     import ray
 
+    cluster.check_room(device)
     takes = cluster.takes(device)
     task = ray.remote(
         num_cpus=takes["CPU"],

@@ -103,6 +103,10 @@ def check_options(config: Mapping[str, Any], form: type[BaseModel] = Options, wh
     except ValidationError as error:
         wrong = error.errors()[0]
         name = str(wrong["loc"][0])
+        if wrong["type"] == "extra_forbidden":
+            known = list(form.model_fields)
+            there = f"{did_you_mean(name, known)}; it has {', '.join(known)}"
+            raise UserError(f"{where.rstrip('.')} has no {name}{there}") from None
         must = f"{where}{name} must be {form.model_fields[name].description}"
         if wrong["type"] == "missing":
             raise UserError(f"{must}; it is missing") from None

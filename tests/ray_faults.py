@@ -185,8 +185,9 @@ def of_evaluations(nodes, folder):
         "status": [alone.returncode, again.returncode],
     }
 
-    # Workers write themselves
-    shared = on_ray(folder, "shared", "ray.write=workers")
+    # A cluster of this machine alone, whose workers write themselves
+    alone_settings = ["workers=ray", "ray.write=workers", "ray.chunk=12", "ray.readers=0"]
+    shared = evaluate(folder, *alone_settings, f"run={folder / 'shared'}")
     told["shared"] = shared.communicate()[0]
     found["shared"] = result_of(folder / "alone") == result_of(folder / "shared")
     return {**found, "told": told}

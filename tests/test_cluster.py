@@ -76,7 +76,7 @@ def test_a_run_that_loses_a_node_and_its_driver_ends_as_an_undisturbed_one(fault
     assert seen["errors"] == ["07.txt"]
 
 
-def test_workers_may_write_into_a_shared_folder(faults):
+def test_one_machine_is_a_cluster_whose_workers_may_write_into_the_run(faults):
     assert faults["evaluation"]["shared"], faults["evaluation"]["told"]["shared"]
 
 
@@ -148,11 +148,23 @@ def test_the_lent_gpu_as_torch_counts_it():
     assert cluster._as_torch_counts(["5"], "2,5") == "cuda:1"
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:70000", "nowhere.invalid:6379", "auto"])
-def test_an_address_without_a_cluster(address, monkeypatch, tmp_path):
-    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:70000", "nowhere.invalid:6379"])
+def test_an_address_without_a_cluster(address):
     with pytest.raises(UserError, match=rf"there is no Ray cluster at the address {address} \(.*ray start --head"):
         Cluster(address).connect()
+
+
+def test_tasks_that_no_machine_can_do(monkeypatch, capsys):
+    import ray
+
+    machines = [{"Alive": True, "Resources": {"CPU": 4.0}}, {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}]
+    monkeypatch.setattr(ray, "nodes", lambda: machines)
+    Cluster(cpus=4).check_room("cpu")
+    with pytest.raises(UserError, match=r"a task takes 8 CPUs, which this machine has not: set ray\.cpus"):
+        Cluster(cpus=8).check_room("cpu")
+    assert capsys.readouterr().err == ""
+    Cluster("auto").check_room("cuda")
+    assert "no machine of the cluster has the 1 CPUs and 1 GPUs that a task takes: waiting" in capsys.readouterr().err
 
 
 def test_images_a_task(monkeypatch):

@@ -854,35 +854,24 @@ def test_wandb_offline_keeps_the_run(tmp_path):
     assert list((tmp_path / "out" / "wandb").glob("offline-run-*/files/media/images/**/*.png"))
 
 
-def test_several_devices_share_the_images(tmp_path):
-    """Two processes, as on two GPUs: one command, the same maps and figures, and each has done its part."""
-    settings = [*SMALL, "dataset.count=5"]
-    alone = evaluated(tmp_path / "alone", *settings)
-    ran = command(*settings, f"runs={tmp_path / 'together'}", "device=[cpu,cpu]")
-    assert ran.returncode == 0, ran.stderr
-    assert "predict: 3 images segmented" in ran.stderr
-    assert "predict: 2 images segmented" in ran.stderr
-    (folder,) = (tmp_path / "together").iterdir()
-    found, expected = maps_of(folder), maps_of(alone["folder"])
-    assert found.keys() == expected.keys()
-    for key, labels in found.items():
-        np.testing.assert_array_equal(labels, expected[key])
-    summary = json.loads((folder / "summary.json").read_text())
-    assert summary["segmenters"] == alone["segmenters"]
-
-
-def test_a_device_that_fails_is_named_and_what_the_others_did_is_kept(tmp_path):
-    (tmp_path / "photos").mkdir()
-    for i in range(4):
-        Image.fromarray(scene(3, i, 128).image).save(tmp_path / "photos" / f"p{i}.png")
-    (tmp_path / "photos" / "p1.png").write_bytes(b"no picture")  # the second process' first
-    data = ["dataset=folder", f"dataset.root={tmp_path / 'photos'}", "dataset.size=128", "workers=0"]
-    settings = [*data, "segmenters.diffseg.anchors=8", f"runs={tmp_path / 'runs'}", "device=[cpu,cpu]"]
-    ran = command(*settings)
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (
+            "device=[cpu,cpu]",
+            "device must be auto, cpu, cuda or cuda:N; several GPUs share the images with workers=ray",
+        ),
+        ("workers=many", "workers must be a whole number, at least 0, or ray"),
+        ("ray.cpus=0", "ray.cpus must be a number above 0"),
+        ("ray.write=me", "ray.write must be driver or workers"),
+        ("+ray.nodes=2", "ray has no nodes"),
+    ],
+)
+def test_who_works_is_checked_before_anything_is_made(given, words, tmp_path):
+    ran = command(*SMALL, given, f"runs={tmp_path / 'runs'}")
     assert ran.returncode == 2
-    assert "p1.png" in ran.stderr
-    assert "prediction failed on cpu, see above; what is done is kept: run the same command again" in ran.stderr
-    assert {Path(key).name for key in maps_of(tmp_path / "runs")} == {"p0.png", "p2.png"}
+    assert words in ran.stderr
+    assert not (tmp_path / "runs").exists()
 
 
 def test_two_runs_are_compared_on_their_common_images(tmp_path):

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import copy
 import math
+import os
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from sklearn.cluster import KMeans
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from diffseg.attention import capture
@@ -141,15 +145,27 @@ def partitions(
         if not unfinished.exists():
             np.save(unfinished, np.full(shape, todo, np.uint8))
         out = np.load(unfinished, mmap_mode="r+")
-        for i in tqdm(np.flatnonzero(out[:, 0, 0] == todo), "regions of scenes", mininterval=5):
-            latent = torch.from_numpy(latents[i].astype(np.float32))[None].to(unet.device)
-            attention = aggregate(capture(unet, latent, 100, context, None).self_attention)[0].flatten(0, 1)
-            points = F.avg_pool2d(attention[:, None], 4).flatten(1).cpu().numpy()
-            clusters = KMeans(int(counts[i]), n_init=10, random_state=0).fit(points)
-            out[i] = clusters.labels_.reshape(shape[1:])
+        left = np.flatnonzero(out[:, 0, 0] == todo)
+        cores = os.cpu_count() or 1
+        with ThreadPoolExecutor(cores) as pool:  # k-means is compiled, and lets other threads go on
+            clustering: deque[tuple[int, Future[np.ndarray]]] = deque()
+            for i in tqdm(left, "regions of scenes", mininterval=5):
+                latent = torch.from_numpy(latents[i].astype(np.float32))[None].to(unet.device)
+                attention = aggregate(capture(unet, latent, 100, context, None).self_attention)[0].flatten(0, 1)
+                points = F.avg_pool2d(attention[:, None], 4).flatten(1).cpu().numpy()
+                clustering.append((i, pool.submit(_clusters, points, int(counts[i]))))
+                while len(clustering) > 2 * cores or (clustering and i == left[-1]):
+                    scene, clusters = clustering.popleft()
+                    out[scene] = clusters.result().reshape(shape[1:])
         out.flush()
         unfinished.rename(path)
     return np.load(path)
+
+
+def _clusters(points: np.ndarray, count: int) -> np.ndarray:
+    """k-means of points [N, D]: their clusters int32 [N], the same whatever the number of cores."""
+    with threadpool_limits(1, "openmp"):  # of this thread alone
+        return KMeans(count, n_init=10, random_state=0).fit(points).labels_
 
 
 class Agreement:
