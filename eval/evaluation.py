@@ -44,6 +44,7 @@ from diffseg.eval.score import (
     scores_of,
     write_counts,
 )
+from diffseg.eval.sharing import turn_on
 from diffseg.eval.show.report import write_report
 from diffseg.eval.show.tables import result_table
 from diffseg.eval.show.tracker import Tracker
@@ -52,7 +53,7 @@ from diffseg.eval.show.worth import granularity_table, scales_table, worth_table
 from diffseg.eval.sources import source_hash
 from diffseg.eval.workers import shard_of
 from diffseg.files import content_hashes, write
-from diffseg.methods.base import Oracle, Segmenter
+from diffseg.methods.base import Oracle, Segmenter, needs_by_look
 
 Made = TypeVar("Made")
 STAGES = ("predict", "score", "report", "check")
@@ -309,7 +310,8 @@ def _predict(experiment: Experiment, run: Run, keys: Sequence[str]) -> None:
         done, taken_s = _predict_on_cluster(experiment, experiment.cluster, run, todo)
         took_s = time.monotonic() - start
     else:
-        done, taken_s = _predicted(experiment, run, todo, experiment.device)
+        with turn_on(_computes_on(experiment) if todo else torch.device("cpu")):
+            done, taken_s = _predicted(experiment, run, todo, experiment.device)
         took_s = taken_s
     left_out = len(run.missing(keys))
     if done:
@@ -331,6 +333,12 @@ def _check_told(experiment: Experiment) -> None:
             f"the segmenter {oracles[0]} is told the truth, and {experiment.dataset.name} has several truths an image, "
             f"none with classes: leave it out with '~segmenters.{oracles[0]}'"
         )
+
+
+def _computes_on(experiment: Experiment) -> torch.device:
+    """Where this process makes label maps; methods that ask no model make them on the CPU."""
+    asks = any(needs_by_look(part.made for part in experiment.segmenters.values()).values())
+    return resolve_device(experiment.device) if asks else torch.device("cpu")
 
 
 def _predicted(experiment: Experiment, run: Run, keys: Sequence[str], device: str) -> tuple[int, float]:

@@ -61,6 +61,7 @@ from diffseg.eval.progress import say
 from diffseg.eval.protocols import Protocol
 from diffseg.eval.runs import Masks, Run
 from diffseg.eval.schema import ClusterOptions, LookOptions, check_arguments, check_options, takes
+from diffseg.eval.sharing import cores, gpu_of, limit_threads
 from diffseg.eval.show import compare, gallery, leaderboard
 from diffseg.eval.show.published import published_rows
 from diffseg.eval.show.sweep import write_sweep
@@ -78,7 +79,7 @@ _WITH_VALUE = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "
 OmegaConf.register_new_resolver(
     "recommended", lambda name, key, default: (recommended(name) if name else {}).get(key, default), replace=True
 )
-OmegaConf.register_new_resolver("cores", lambda most: min(most, os.cpu_count() or 1), replace=True)  # ${cores:8}
+OmegaConf.register_new_resolver("cores", lambda most: min(most, _cores()), replace=True)  # ${cores:8}
 logging.getLogger("hydra.utils").disabled = True  # of a class that is not there, it logs the error that is told here
 
 
@@ -340,6 +341,11 @@ class SweepTable(Callback):
     """Keeps each sweep job's result and ends the sweep with one table, on the terminal and in files, and one page."""
 
     failed = 0  # jobs of this process's sweep that ended with an error
+    sweep: DictConfig | None = None  # of this process
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Keeps the sweep's configuration, for a table of what there is if a job is lost."""
+        SweepTable.sweep = config
 
     def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
         """Writes the job's result to the sweep's folder."""
@@ -378,10 +384,34 @@ def _job(config: DictConfig) -> dict[str, Any]:
         with _told():
             return evaluate(experiment_of(resolved(config), names, command))
     try:  # one bad setting does not end a sweep
-        return evaluate(experiment_of(resolved(config), names, command))
+        return evaluate(experiment_of(_beside_others(resolved(config)), names, command))
     except (OmegaConfBaseException, UserError, OSError) as error:
         say(f"diffseg-eval: {error}")
         return {"error": str(error)}
+    except RuntimeError as error:
+        if not _is_lost_job(error):
+            raise
+        return {"error": f"{_first_line(error)} What is done is kept: the same command goes on"}
+
+
+def _beside_others(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a sweep's job, which may have others at its side: its GPU; its threads are limited, too."""
+    job = HydraConfig.get()
+    if job.runtime.choices.get("hydra/launcher") == "basic" or settings["workers"] == "ray":
+        return settings
+    limit_threads(_cores())
+    return {**settings, "device": gpu_of(settings["device"], job.job.num)}
+
+
+def _cores() -> int:
+    """Cores for this process; jobs of a sweep that joblib starts share them."""
+    launcher = HydraConfig.get().launcher if HydraConfig.initialized() else {}
+    return cores(launcher.get("n_jobs") or 1)
+
+
+def _is_lost_job(error: BaseException) -> bool:
+    """Whether SLURM has ended a job for good: for its time, its memory, its machine."""
+    return type(error).__module__.startswith("submitit.") and type(error).__name__ == "UncompletedJobError"
 
 
 def command_of(overrides: Sequence[str], folders: Sequence[str] = ()) -> str:
@@ -452,6 +482,15 @@ def _told(arguments: Sequence[str] = ()) -> Iterator[None]:
         if not _is_hydras(error):
             raise
         say(f"diffseg-eval: {printable(_first_line(error))}")
+        sys.exit(2)
+    except RuntimeError as error:
+        if not _is_lost_job(error) or SweepTable.sweep is None:
+            raise
+        SweepTable().on_multirun_end(SweepTable.sweep)
+        say(
+            f"diffseg-eval: {' '.join(str(error).splitlines()[:2])}; the sweep's other jobs go on: once they have "
+            f"ended, the same command makes what is missing and gives the whole table"
+        )
         sys.exit(2)
 
 

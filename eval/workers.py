@@ -6,6 +6,7 @@ import math
 import multiprocessing
 import os
 import shutil
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -61,7 +62,13 @@ def killed_readers_told() -> Iterator[None]:
 
 
 def leave_with_parent(worker: int = 0) -> None:
-    """Ends this process when the one that started it is killed; blocked on a full pipe, it would wait for ever."""
+    """Ends this process when the one that started it is killed; blocked on a full pipe, it would wait for ever.
+
+    A scheduler's warning, which may reach all processes of a job, is that one's to answer: what it does then, this one
+    would have inherited.
+    """
+    for warning in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(warning, signal.SIG_IGN)
 
     def watch() -> None:
         parent = multiprocessing.parent_process()

@@ -1,0 +1,92 @@
+"""SLURM as far as submitit needs it: `sbatch`, `srun`, `scontrol` and `sacct` that run jobs on this machine.
+
+`install` puts the commands into a folder for PATH; their state lies in files beside them. A job is a session of
+processes. Its steps, and no other processes, are signalled, as SLURM does it with cgroups.
+"""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+STATE = Path(os.environ.get("FAKE_SLURM", "."))
+FIRST = 4242
+
+
+def install(folder: Path) -> dict[str, str]:
+    """The environment in which the commands are found; folder: an empty one."""
+    for name in ("sbatch", "srun", "scontrol", "sacct", "job"):
+        command = folder / name
+        command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(__file__)} {name} "$@"\n')
+        command.chmod(0o755)
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "SUBMITIT_"))}
+    return {**kept, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "FAKE_SLURM": str(folder)}
+
+
+def options_of(script: Path) -> dict[str, str]:
+    """The #SBATCH options of a batch script, without their dashes; "" where one has no value."""
+    lines = re.findall(r"^#SBATCH --([\w-]+)(?:=(.*))?$", script.read_text(), re.MULTILINE)
+    return {name: shlex.split(value)[0] if value else "" for name, value in lines}
+
+
+def sbatch(script: str) -> None:
+    (STATE / "script").write_text(script)
+    last = int(re.match(r"0-(\d+)", options_of(Path(script)).get("array", "0-0"))[1])
+    for task in range(last + 1):
+        (STATE / f"{FIRST}_{task}.state").write_text("PENDING")
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        subprocess.Popen([STATE / "job", script, str(task)], start_new_session=True, **quiet)
+    print(f"Submitted batch job {FIRST}")
+
+
+def job(script: str, task: str) -> None:
+    """Runs a job's script, again as often as it is put into the queue meanwhile."""
+    name, options = f"{FIRST}_{task}", options_of(Path(script))
+    environment = {
+        "SLURM_JOB_ID": str(FIRST + 1 + int(task)),
+        "SLURM_ARRAY_JOB_ID": str(FIRST),
+        "SLURM_ARRAY_TASK_ID": task,
+        "SLURM_CPUS_PER_TASK": options["cpus-per-task"],
+    }
+    for restart in range(10):
+        (STATE / f"{name}.state").write_text("RUNNING")
+        with Path(options["output"].replace("%A_%a", name)).open("a") as out:
+            more = {"SLURM_RESTART_COUNT": str(restart)} if restart else {}
+            status = subprocess.run(["bash", script], stdout=out, stderr=out, env={**os.environ, **environment, **more})
+        again = STATE / f"{name}.again"
+        if not again.exists():
+            break
+        again.unlink()
+        (STATE / f"{name}.state").write_text("PENDING")
+    (STATE / f"{name}.state").write_text("OUT_OF_MEMORY" if status.returncode else "COMPLETED")
+
+
+def srun(*arguments: str) -> None:
+    """Becomes the step's process; its number is noted."""
+    name = f"{FIRST}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    options = list(arguments[: arguments.index(sys.executable)])
+    for option, stream in (("--output", 1), ("--error", 2)):
+        path = options[options.index(option) + 1].replace("%A_%a", name).replace("%t", "0")
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    os.environ |= {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NTASKS": "1"}
+    (STATE / f"{name}.pid").write_text(str(os.getpid()))
+    os.execvp(sys.executable, arguments[len(options) :])
+
+
+def scontrol(action: str, name: str) -> None:
+    """`scontrol requeue JOB`, on a cluster that requeues only what asks for it (JobRequeue=0)."""
+    if action != "requeue" or "requeue" not in options_of(Path((STATE / "script").read_text())):
+        sys.exit("Requested operation is presently disabled")
+    (STATE / f"{name}.again").touch()
+
+
+def sacct(*arguments: str) -> None:
+    print("JobID|State|NodeList")
+    for path in sorted(STATE.glob("*.state")):
+        print(f"{path.stem}|{path.read_text()}|here")
+
+
+if __name__ == "__main__":
+    {"sbatch": sbatch, "srun": srun, "scontrol": scontrol, "sacct": sacct, "job": job}[sys.argv[1]](*sys.argv[2:])
