@@ -27,7 +27,7 @@ def cores(jobs: int = 1) -> int:
 
     jobs: as joblib counts them, -1 for as many as there are cores, -2 for one less.
     """
-    allowed = len(os.sched_getaffinity(0))
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     given = min(allowed, int(os.environ.get("SLURM_CPUS_PER_TASK", allowed)))
     return max(1, given // (jobs if jobs > 0 else max(1, given + 1 + jobs)))
 
