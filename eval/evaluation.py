@@ -377,10 +377,10 @@ class _Common:
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Images of one task. photos: hashes of their files, by key."""
+    """Images of one task. hashes: of the files that `_read` names."""
 
     keys: list[str]
-    photos: dict[str, str]
+    hashes: dict[str, str]
 
     def __str__(self) -> str:
         return f"the chunk of {len(self.keys)} images {self.keys[0]} to {self.keys[-1]}"
@@ -402,13 +402,11 @@ class _Done:
 
 def _predict_on_cluster(experiment: Experiment, cluster: Cluster, run: Run, todo: Sequence[str]) -> tuple[int, float]:
     """The label maps of these images, chunk by chunk; how many were made, and in how many seconds of all workers."""
-    dataset = experiment.dataset.made
     device = cluster.device(experiment.device)
     size = cluster.images_a_task(len(todo), device)
-    files = {key: file for key in todo if (file := dataset.file(key))}
-    hashes = content_hashes(files)
+    hashes = content_hashes(_read(experiment, todo))
     chunks = (todo[i : i + size] for i in range(0, len(todo), size))
-    jobs = (_Chunk(list(keys), {key: hashes[key] for key in keys if key in hashes}) for keys in chunks)
+    jobs = (_Chunk(list(keys), {name: hashes[name] for name in _read(experiment, keys)}) for keys in chunks)
     alone = replace(experiment, device=device, tracker=Tracker(), record={}, cluster=None)
     common = _Common(alone, _what_is_here(experiment), run.folder.resolve() if experiment.workers_write else None)
     say(f"predict: {-(-len(todo) // size)} chunks of {size} images, {cluster.slots(device)} at a time, on {device}")
@@ -439,14 +437,13 @@ def predict_chunk(common: _Common, chunk: _Chunk) -> _Done:
             f"the worker {machine} has another {different[0].partition(':')[0]} than the driver "
             f"({'; '.join(different[:3])}): install the same there"
         )
-    dataset = experiment.dataset.made
-    files = {key: file for key in chunk.keys if (file := dataset.file(key))}
+    files = _read(experiment, chunk.keys)
     hashes = content_hashes(files, remember=False)
-    wrong = next((key for key, content in chunk.photos.items() if hashes.get(key) != content), None)
+    wrong = next((name for name, content in chunk.hashes.items() if hashes.get(name) != content), None)
     if wrong is not None:
         raise UserError(
-            f"the photo {wrong} is {'another' if hashes.get(wrong) else 'not there'} on the worker {machine} "
-            f"({files[wrong]}): give all machines the same data"
+            f"{wrong} is {'another' if hashes.get(wrong) else 'not there'} on the worker {machine} ({files[wrong]}): "
+            f"give all machines the same data"
         )
     device = device_lent() if experiment.device == "cuda" else "cpu"
     names = tuple(experiment.segmenters)
@@ -457,6 +454,15 @@ def predict_chunk(common: _Common, chunk: _Chunk) -> _Done:
         images, seconds = _predicted(experiment, Run(Path(folder), {}, names), chunk.keys, device)
         made = {p.relative_to(folder).as_posix(): p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()}
     return _Done(chunk.keys, images, seconds, made)
+
+
+def _read(experiment: Experiment, keys: Sequence[str]) -> dict[str, Path]:
+    """The files that images are read from, under names for messages: photos, and for oracles their truth."""
+    dataset = experiment.dataset.made
+    files = {f"the photo {key}": dataset.file(key) for key in keys}
+    if any(isinstance(part.made, Oracle) for part in experiment.segmenters.values()):
+        files |= {f"the truth of {key}": dataset.truth_file(key) for key in keys}
+    return {name: file for name, file in files.items() if file}
 
 
 def _what_is_here(experiment: Experiment) -> dict[str, Any]:

@@ -106,8 +106,7 @@ def common(tmp_path):
             "segmenters.diffseg.anchors=8",
         ]
     )
-    dataset = experiment.dataset.made
-    hashes = evaluation.content_hashes({key: dataset.file(key) for key in dataset.keys}, remember=False)
+    hashes = evaluation.content_hashes(evaluation._read(experiment, ["a", "b"]), remember=False)
     return evaluation._Common(experiment, evaluation._what_is_here(experiment), None), evaluation._Chunk(
         ["a", "b"], hashes
     )
