@@ -48,14 +48,16 @@ class Cluster:
 
     address: of a running cluster, "auto" (the one that this machine is part of) or "HOST:PORT"; None: this machine
     alone, for as long as this process runs. gpus: of each task, parts allowed; None: one where there are any. cpus: of
-    each task, and its threads. chunk: images a task; None: as many as `images_a_task` says. retries: how often a task
-    may be lost. timeout_s: a task that takes longer is given up, and counts as lost.
+    each task, and its threads. chunk: images a task; None: as many as `images_a_task` says. readers: processes of each
+    task that read images; None: as many as `readers_of` says. retries: how often a task may be lost. timeout_s: a task
+    that takes longer is given up, and counts as lost.
     """
 
     address: str | None = None
     gpus: float | None = None
     cpus: float = 1
     chunk: int | None = None
+    readers: int | None = None
     retries: int = 5
     timeout_s: float = 1800
 
@@ -148,6 +150,10 @@ class Cluster:
         """The chunk that was asked for; else half a minute's work, less where there are few images for all slots."""
         usual = 1024 if device == "cuda" else 32
         return self.chunk or max(1, min(usual, -(-images // (2 * self.slots(device)))))
+
+    def readers_of(self, device: str) -> int:
+        """Those that were asked for; else four for a GPU, which is faster than one of them, and none beside a CPU."""
+        return (4 if device == "cuda" else 0) if self.readers is None else self.readers
 
 
 def scatter(

@@ -407,7 +407,8 @@ def _predict_on_cluster(experiment: Experiment, cluster: Cluster, run: Run, todo
     hashes = content_hashes(_read(experiment, todo))
     chunks = (todo[i : i + size] for i in range(0, len(todo), size))
     jobs = (_Chunk(list(keys), {name: hashes[name] for name in _read(experiment, keys)}) for keys in chunks)
-    alone = replace(experiment, device=device, tracker=Tracker(), record={}, cluster=None)
+    readers = cluster.readers_of(device)
+    alone = replace(experiment, device=device, workers=readers, tracker=Tracker(), record={}, cluster=None)
     common = _Common(alone, _what_is_here(experiment), run.folder.resolve() if experiment.workers_write else None)
     say(f"predict: {-(-len(todo) // size)} chunks of {size} images, {cluster.slots(device)} at a time, on {device}")
     images, seconds = 0, 0.0

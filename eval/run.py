@@ -73,7 +73,7 @@ from diffseg.layers import select
 from diffseg.methods.base import Oracle, Segmenter
 
 CONFIG = "pkg://diffseg.conf"
-_OF_CLUSTER = ("address", "gpus", "cpus", "chunk", "retries", "timeout_s")
+_OF_CLUSTER = ("address", "gpus", "cpus", "chunk", "readers", "retries", "timeout_s")
 _WITH_VALUE = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p")  # options
 
 OmegaConf.register_new_resolver(
@@ -130,7 +130,7 @@ def experiment_of(config: dict[str, Any], choices: Mapping[str, str], command: s
         folder=Path(config["run"]) if config["run"] else None,
         device=config["device"],
         batch_size=config["batch_size"],
-        workers=min(config["ray"]["readers"], os.cpu_count() or 1) if on_ray else config["workers"],
+        workers=min(8, _cores()) if on_ray else config["workers"],
         cluster=Cluster(**{key: config["ray"][key] for key in _OF_CLUSTER}) if on_ray else None,
         workers_write=config["ray"]["write"] == "workers",
         shard=config["shard"],

@@ -85,7 +85,7 @@ class ClusterOptions(BaseModel):
     chunk: int | None = Field(ge=1, description="a whole number, at least 1, or null")
     retries: int = Field(ge=0, description="a whole number, at least 0")
     timeout_s: float = Field(gt=0, description="a number of seconds above 0")
-    readers: int = Field(ge=0, le=1024, description="a whole number, at least 0")
+    readers: int | None = Field(ge=0, le=1024, description="a whole number, at least 0, or null")
     write: Literal["driver", "workers"] = Field(description="driver or workers")
 
 

@@ -140,7 +140,7 @@ def evaluate(folder, *settings, **options):
 
 
 def on_ray(folder, run, *settings):
-    cluster = [f"ray.address={ADDRESS}", "ray.chunk=2", "ray.readers=0"]
+    cluster = [f"ray.address={ADDRESS}", "ray.chunk=2"]
     return evaluate(folder, "workers=ray", *cluster, f"run={folder / run}", *settings)
 
 
@@ -186,7 +186,7 @@ def of_evaluations(nodes, folder):
     }
 
     # A cluster of this machine alone, whose workers write themselves
-    alone_settings = ["workers=ray", "ray.write=workers", "ray.chunk=12", "ray.readers=0"]
+    alone_settings = ["workers=ray", "ray.write=workers", "ray.chunk=12"]
     shared = evaluate(folder, *alone_settings, f"run={folder / 'shared'}")
     told["shared"] = shared.communicate()[0]
     found["shared"] = result_of(folder / "alone") == result_of(folder / "shared")

@@ -40,7 +40,7 @@ def run(photos: Path, out: Path, *settings: str) -> dict:
     command = [sys.executable, "-W", "ignore", "-c", code, "dataset=folder", f"dataset.root={photos}", f"run={out}"]
     start = time.monotonic()
     ran = subprocess.run(
-        [*command, "dataset.size=64", "stages=[predict]", "workers=ray", "ray.readers=0", *settings],
+        [*command, "dataset.size=64", "stages=[predict]", "workers=ray", *settings],
         capture_output=True,
         text=True,
         check=True,

@@ -173,3 +173,8 @@ def test_images_a_task(monkeypatch):
     assert Cluster().images_a_task(20, "cpu") == 3  # two for each slot
     assert Cluster().images_a_task(1, "cpu") == 1
     assert Cluster(chunk=7).images_a_task(100_000, "cuda") == 7
+
+
+def test_readers_of_a_task():
+    assert [Cluster().readers_of(device) for device in ("cpu", "cuda")] == [0, 4]
+    assert Cluster(readers=3).readers_of("cpu") == 3
