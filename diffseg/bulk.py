@@ -82,8 +82,12 @@ def segment(
     done = parts.begin(request.out, run)
     share, todo = parts.missing(run, (), request.shard), parts.missing(run, done, request.shard)
     total, left = run.photos_in(share), run.photos_in(todo)
-    there = f", {len(share) - len(todo)} parts are there already" if len(todo) < len(share) else ""
-    say(f"segmenting {_photos(left)} in {len(todo)} parts of {len(share)} with {named['model']}{there}")
+    if not todo:
+        say(f"nothing to do: all {_parts(len(share))} of this shard are there" if share else "this shard has no parts")
+        return True
+    ready = len(share) - len(todo)
+    there = f", {_parts(ready)} {'is' if ready == 1 else 'are'} there already" if ready else ""
+    say(f"segmenting {_photos(left)} in {_parts(len(todo))} of {len(share)} with {named['model']}{there}")
 
     ended: list[parts.PartDone] = []
     trouble, start = "", time.perf_counter()
@@ -96,6 +100,9 @@ def segment(
                 _tell_useless(part)
         except (parts.StoreError, LostError) as error:
             trouble = str(error)
+        except KeyboardInterrupt:
+            say("diffseg: stopped; parts that are there are kept: run the same command again to go on")
+            raise
 
     _tell(ended, time.perf_counter() - start, place(request.out).name)
     if trouble:
@@ -217,7 +224,7 @@ def _write_labels(uri: str, wanted: list[str] | None, folder: Path) -> None:
             name = names[Path(without_options(record["photo"]))]
             write(folder / f"{name}{OUTPUTS[0]}", stored.getvalue())
             advance(1)
-    typer.echo(f"{len(names)} label maps -> {printable(folder)}")
+    typer.echo(f"{len(names)} label map{'s' * (len(names) != 1)} -> {printable(folder)}")
 
 
 def _write_coco(uri: str, wanted: list[str] | None, file: Path) -> None:
@@ -225,6 +232,10 @@ def _write_coco(uri: str, wanted: list[str] | None, file: Path) -> None:
     records = [{**record, "photo": without_options(record["photo"])} for record in parts.read(uri, wanted)]
     write(file, json.dumps(outputs.coco(records)) + "\n")
     typer.echo(f"{_photos(len(records))} -> {printable(file)}")
+
+
+def _parts(count: int) -> str:
+    return f"{count:,} part{'s' * (count != 1)}"
 
 
 def _photos(count: int) -> str:

@@ -493,7 +493,12 @@ def _rows(
         part = folder.child(part_name(number))
         try:
             table = pq.read_table(part.path, filesystem=part.files, columns=columns, filters=wanted)
-        except (pa.ArrowInvalid, OSError) as error:
+        except pa.ArrowInvalid as error:
+            raise UserError(
+                f"{part.name} is damaged ({' '.join(str(error).split())}): remove it, and run the command of the run "
+                f"again"
+            ) from None
+        except OSError as error:
             raise StoreError(f"{part.name} cannot be read: {' '.join(str(error).split())}") from None
         _check_run(table.schema.metadata, number, part, run)
         return table

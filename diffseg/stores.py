@@ -94,10 +94,14 @@ class Place:
             UserError: there is no such file. StoreError: it cannot be read.
         """
         try:
+            if self.local is not None and self.local.is_dir():
+                raise IsADirectoryError
             with _told(f"read {self.name}"), self.files.open_input_stream(self.path) as stream:
                 yield from io.BufferedReader(stream, 1 << 20)
         except FileNotFoundError:
             raise UserError(f"{self.name} is missing, there is no such file: check the path") from None
+        except IsADirectoryError:
+            raise UserError(f"{self.name} is a folder: give a text file that names photos") from None
 
 
 def scheme_of(text: str) -> str | None:

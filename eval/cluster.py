@@ -75,6 +75,8 @@ class Cluster:
         if ray.is_initialized():
             return
         self._check_reachable()
+        if self.address is not None:
+            say(f"connecting to the Ray cluster at {self.address}")
         options: dict[str, Any] = {"runtime_env": {"env_vars": dict(_QUIET)}}
         if self.address is None:
             options = {"include_dashboard": False}
@@ -96,7 +98,8 @@ class Cluster:
     def _not_there(self, reason: str) -> UserError:
         return UserError(
             f"there is no Ray cluster at the address {self.address} ({reason}): start one with ray start --head, or "
-            f"let this machine be one (ray.address=null, --ray local)"
+            f"leave the address out to use this machine (--ray local in diffseg segment). If there is one, it may ask "
+            f"for a token: RAY_AUTH_MODE=token, and the file ~/.ray/auth_token of the machine that started it"
         )
 
     def device(self, asked: str) -> str:
@@ -106,7 +109,9 @@ class Cluster:
             UserError: GPUs are asked for and the cluster has none; a single GPU is named.
         """
         if asked not in ("auto", "cpu", "cuda"):
-            raise UserError(f"on a Ray cluster, device must be auto, cpu or cuda: Ray says which; got {asked}")
+            raise UserError(
+                f"on a Ray cluster, device must be auto, cpu or cuda, and Ray lends GPUs by itself; got {asked}"
+            )
         self.connect()
         import ray
 

@@ -128,6 +128,8 @@ def evaluate(experiment: Experiment) -> dict[str, Any]:
     Raises:
         UserError, OSError: one sentence that says what is wrong and what to do.
     """
+    if experiment.device == "all":
+        raise UserError("device=all is no more: workers=ray uses all GPUs of this machine")
     dataset = experiment.dataset.made
     keys = shard_of(dataset.keys, experiment.shard)
     _check_protocols(experiment)

@@ -484,6 +484,9 @@ def _told(arguments: Sequence[str] = ()) -> Iterator[None]:
         say(f"diffseg-eval: {printable(_first_line(error))}")
         sys.exit(2)
     except RuntimeError as error:
+        if str(error).startswith('Could not detect "srun"'):
+            say("diffseg-eval: there is no SLURM on this machine (srun): hydra/launcher=local runs a sweep here")
+            sys.exit(2)
         if not _is_lost_job(error) or SweepTable.sweep is None:
             raise
         SweepTable().on_multirun_end(SweepTable.sweep)

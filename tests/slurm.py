@@ -32,12 +32,13 @@ def options_of(script: Path) -> dict[str, str]:
 
 
 def sbatch(script: str) -> None:
-    (STATE / "script").write_text(script)
-    last = int(re.match(r"0-(\d+)", options_of(Path(script)).get("array", "0-0"))[1])
+    submitted = STATE / "submitted.sh"  # a copy, as SLURM keeps: submitit renames its own at once
+    submitted.write_bytes(Path(script).read_bytes())
+    last = int(re.match(r"0-(\d+)", options_of(submitted).get("array", "0-0"))[1])
     for task in range(last + 1):
         (STATE / f"{FIRST}_{task}.state").write_text("PENDING")
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        subprocess.Popen([STATE / "job", script, str(task)], start_new_session=True, **quiet)
+        subprocess.Popen([STATE / "job", submitted, str(task)], start_new_session=True, **quiet)
     print(f"Submitted batch job {FIRST}")
 
 
@@ -77,7 +78,7 @@ def srun(*arguments: str) -> None:
 
 def scontrol(action: str, name: str) -> None:
     """`scontrol requeue JOB`, on a cluster that requeues only what asks for it (JobRequeue=0)."""
-    if action != "requeue" or "requeue" not in options_of(Path((STATE / "script").read_text())):
+    if action != "requeue" or "requeue" not in options_of(STATE / "submitted.sh"):
         sys.exit("Requested operation is presently disabled")
     (STATE / f"{name}.again").touch()
 

@@ -54,7 +54,7 @@ def test_every_data_set_can_be_fetched():
 def test_rates_are_those_of_the_performance_page():
     page = (ROOT / "docs" / "performance.md").read_text()
     on_cpu = re.search(r"^\| whole evaluation, images/s \| ([\d.]+) \| ([\d.]+) \|", page, re.M)
-    on_gpu = re.search(r"images/s: predicted; with scoring \| 49; 44 \| [\d ]+ to [\d ]+; (\d+) to", page)
+    on_gpu = re.search(r"images/s: predicted; with scoring \| 49; 44 \(of 512\) \| \d+; (\d+) \|", page)
     assert [float(rate) for rate in (*on_cpu.groups(), *on_gpu.groups())] == [rate for rate, _ in doctor.RATES.values()]
 
 

@@ -341,7 +341,7 @@ def test_another_manifest_and_foreign_parts_are_refused(manifest, undisturbed, t
     (tmp_path / "part-00000001.parquet").write_bytes(undisturbed["part-00000002.parquet"])
     one_sentence(merge(tmp_path), "part-00000001.parquet is of another run")
     (tmp_path / "part-00000001.parquet").write_bytes(undisturbed["part-00000001.parquet"][:-9])
-    one_sentence(merge(tmp_path), "cannot be read")
+    one_sentence(merge(tmp_path), "is damaged")
     (tmp_path / "run.json").write_text("{}")
     one_sentence(merge(tmp_path), "run.json is damaged")
 

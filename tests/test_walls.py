@@ -215,7 +215,7 @@ def handlers(path: str) -> dict[str, list[str]]:
 MENDABLE = "(UserError, OSError)"
 EXPECTED = {
     "options.py": {"one_sentence": [MENDABLE]},
-    "bulk.py": {"segment": ["(parts.StoreError, LostError)"]},  # what was finished before is told
+    "bulk.py": {"segment": ["(parts.StoreError, LostError)", "KeyboardInterrupt"]},  # what was finished before is told
     "cli.py": {
         "words": ["CaptionError"],
         "_numbers": ["ValueError"],  # of float(text), see below
