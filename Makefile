@@ -96,7 +96,7 @@ evidence: setup  ## results/evidence, measured again (an hour and a half on two 
 
 # Two processes of one thread each: two of several threads would wait for each other's cores.
 PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses $(or $(JOBS),2) --dist worksteal
-test: setup      ## all tests (a quarter of an hour, 8 GB of memory)
+test: setup      ## all tests (twenty minutes, 8 GB of memory)
 	$(PYTEST)
 
 test-quick: setup  ## without the slow ones
