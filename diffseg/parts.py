@@ -37,11 +37,13 @@ from diffseg.images import ImageError, decode_image, load_image
 from diffseg.stores import Place, StoreError, place, scheme_of
 
 if TYPE_CHECKING:
-    from diffseg.segmenter import DiffSeg, Segmentation, Settings
+    from diffseg.segmenter import DiffSeg, Settings
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Row = dict[str, Any]
+Loaded = np.ndarray | UserError  # a photo uint8 [H, W, 3], or what is wrong with it
+Labelled = np.ndarray | UserError  # labels int32 [H, W], or what is wrong with the photo
 
 SEGMENT = pa.struct([("counts", pa.string()), ("area", pa.int64()), ("bbox", pa.list_(pa.int32(), 4))])
 SCHEMA = pa.schema(
@@ -57,6 +59,8 @@ RUN = "run.json"
 METADATA = b"diffseg"  # of a part's schema: JSON
 PART_SIZE = 1000
 READERS = 8
+BATCH = 16  # photos in one pass on a GPU; on a CPU they go one by one
+_WINDOW = 2  # times as many are read before those of one shape are put together
 _PARTS_AHEAD = 8  # that are read at a time, some megabytes each
 _PART = re.compile(r"part-(\d{8})\.parquet")
 _MOST_BYTES = 1 << 30  # of a photo's file in a store; it is read into memory
@@ -311,10 +315,11 @@ def write_part(job: PartJob, advance: Callable[[], object] | None = None) -> Par
     plain: dict[str, Any] = {key: tuple(x) if isinstance(x, list) else x for key, x in run.settings.items()}
     settings = Settings(**plain)
     rows: list[Row] = []
+    batch = 1 if seg.model.device.type == "cpu" else BATCH
     with _threads(job.readers) as readers, _threads(1) as encoder:
-        photos = _ahead(readers, lambda key: _photo(key, job.folder), job.keys, job.readers)
-        results = (_segmented(seg, photo, settings) for photo in photos)
-        for key, row in zip(job.keys, _ahead(encoder, _columns, results, 2), strict=True):
+        photos = _ahead(readers, lambda key: _photo(key, job.folder), job.keys, max(job.readers, batch * _WINDOW))
+        results = _segmented(seg, photos, settings, batch)
+        for key, row in zip(job.keys, _ahead(encoder, _columns, results, 2 * batch), strict=True):
             rows.append({"key": key, **row})
             if advance is not None:
                 advance()
@@ -329,7 +334,7 @@ def part_name(number: int) -> str:
     return f"part-{number:08}.parquet"
 
 
-def _photo(key: str, folder: str) -> np.ndarray | UserError:
+def _photo(key: str, folder: str) -> Loaded:
     """A photo uint8 [H, W, 3], or what is wrong with it."""
     try:
         source = place(key, folder)
@@ -344,23 +349,42 @@ def _photo(key: str, folder: str) -> np.ndarray | UserError:
         return error
 
 
-def _segmented(seg: DiffSeg, photo: np.ndarray | UserError, settings: Settings) -> Segmentation | UserError:
-    """The segments of a photo, or what is wrong with it, such as too narrow a shape for the grid of anchors."""
-    if isinstance(photo, UserError):
-        return photo
+def _segmented(seg: DiffSeg, photos: Iterator[Loaded], settings: Settings, batch: int) -> Iterator[Labelled]:
+    """The labels of photos, or what is wrong with one. batch: photos of one shape in one pass.
+
+    Who shares a pass is decided by the photos alone, so that the same photos give the same labels.
+    """
+    while window := list(islice(photos, batch * _WINDOW if batch > 1 else 1)):
+        labels = iter(_labelled(seg, [p for p in window if not isinstance(p, UserError)], settings, batch))
+        for photo in window:
+            yield photo if isinstance(photo, UserError) else next(labels)
+
+
+def _labelled(seg: DiffSeg, photos: Sequence[np.ndarray], settings: Settings, batch: int) -> list[Labelled]:
+    """The labels of each photo, or what is wrong with it, such as too narrow a shape for the grid of anchors."""
+    import torch
+
     try:
-        return seg.segment(photo, settings)
-    except UserError as error:
-        return error
+        return list(seg.label_maps(photos, settings, batch))
+    except (UserError, torch.OutOfMemoryError) as error:  # of one of them, or of many at once
+        if len(photos) == 1:
+            if isinstance(error, UserError):
+                return [error]
+            raise
+    half = len(photos) // 2
+    return [*_labelled(seg, photos[:half], settings, batch), *_labelled(seg, photos[half:], settings, batch)]
 
 
-def _columns(result: Segmentation | UserError) -> Row:
+def _columns(result: Labelled) -> Row:
     """A photo's row, but for its key."""
+    from diffseg.segmenter import describe_all
+
     if isinstance(result, UserError):
         return {"height": None, "width": None, "segments": None, "error": str(result)}
-    height, width = result.labels.shape
+    height, width = result.shape
     segments = [
-        {"counts": s["segmentation"]["counts"], "area": s["area"], "bbox": s["bbox"]} for s in result.segments()
+        {"counts": s["segmentation"]["counts"], "area": s["area"], "bbox": s["bbox"]}
+        for s in describe_all(result, int(result.max()) + 1)
     ]
     return {"height": height, "width": width, "segments": segments, "error": None}
 

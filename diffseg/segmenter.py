@@ -23,7 +23,7 @@ from diffseg.errors import UserError
 from diffseg.files import check_writable, is_file_name
 from diffseg.images import load_image, overlay
 from diffseg.methods.base import as_numpy
-from diffseg.methods.merging import Settings, labels_of, proposals
+from diffseg.methods.merging import Settings, label_maps, labels_of, proposals
 from diffseg.observed import Batch, Observed
 from diffseg.outputs import write_results
 from diffseg.resizing import prepare, working_size
@@ -199,20 +199,40 @@ class DiffSeg:
             raise UserError(f"batch must be at least 1 photo, got {batch}")
         chosen, given = self.settings(**options), list(images)
         photos = [load_image(image) for image in given]
+        found: dict[int, Segmentation] = {}
+        for indices, seen in self._batches(photos, chosen, batch):
+            for i, one in zip(indices, seen, strict=True):
+                found[i] = replace(self.segment_observed(photos[i], one, chosen), source=_source(given[i]))
+        return [found[i] for i in range(len(given))]
+
+    @torch.no_grad()
+    def label_maps(self, photos: Sequence[np.ndarray], settings: Settings, batch: int = 1) -> list[np.ndarray]:
+        """The labels alone, int32 [H, W], of photos uint8 [H, W, 3]; up to `batch` of one shape in one pass.
+
+        A GPU is waited for once a batch.
+
+        Raises:
+            UserError: a photo's shape does not suit the settings, or the memory is too small for the batch.
+        """
+        found: dict[int, np.ndarray] = {}
+        for indices, seen in self._batches(photos, settings, batch):
+            found |= zip(indices, label_maps(seen, settings), strict=True)
+        return [found[i] for i in range(len(photos))]
+
+    def _batches(
+        self, photos: Sequence[np.ndarray], settings: Settings, batch: int
+    ) -> Iterator[tuple[list[int], Batch]]:
+        """Photos of one working shape, `batch` at most: which they are, and as methods see them."""
         alike: dict[Size, list[int]] = {}
         for index, photo in enumerate(photos):
             height, width = photo.shape[:2]
-            alike.setdefault(working_size(height, width, chosen.size, self.model.multiple), []).append(index)
-        found: dict[int, Segmentation] = {}
+            alike.setdefault(working_size(height, width, settings.size, self.model.multiple), []).append(index)
         for shape, indices in alike.items():
             for start in range(0, len(indices), batch):
                 together = indices[start : start + batch]
                 pixels = [prepare(photos[i], shape)[0] for i in together]
                 sizes = [(photos[i].shape[0], photos[i].shape[1]) for i in together]
-                seen = Batch(pixels, self._see(torch.stack(pixels)), Look(chosen.timestep), sizes=sizes)
-                for i, one in zip(together, seen, strict=True):
-                    found[i] = replace(self.segment_observed(photos[i], one, chosen), source=_source(given[i]))
-        return [found[i] for i in range(len(given))]
+                yield together, Batch(pixels, self._see(torch.stack(pixels)), Look(settings.timestep), sizes=sizes)
 
     def _see(self, pixels: torch.Tensor) -> Callable[[Look, Needs], Observation]:
         """What a pass shows of pixels [B, 3, h, w], for a `Batch` looked at in its own size, without prompts."""

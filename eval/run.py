@@ -23,9 +23,10 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import replace
 from functools import lru_cache, partial
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,7 @@ OmegaConf.register_new_resolver(
     "recommended", lambda name, key, default: (recommended(name) if name else {}).get(key, default), replace=True
 )
 OmegaConf.register_new_resolver("cores", lambda most: min(most, _cores()), replace=True)  # ${cores:8}
+OmegaConf.register_new_resolver("explained", lambda: _explained(), replace=True)  # ${explained:}, for --help
 logging.getLogger("hydra.utils").disabled = True  # of a class that is not there, it logs the error that is told here
 
 
@@ -384,7 +386,8 @@ def _job(config: DictConfig) -> dict[str, Any]:
         with _told():
             return evaluate(experiment_of(resolved(config), names, command))
     try:  # one bad setting does not end a sweep
-        return evaluate(experiment_of(_beside_others(resolved(config)), names, command))
+        with _without_tables():
+            return evaluate(experiment_of(_beside_others(resolved(config)), names, command))
     except (OmegaConfBaseException, UserError, OSError) as error:
         say(f"diffseg-eval: {error}")
         return {"error": str(error)}
@@ -392,6 +395,17 @@ def _job(config: DictConfig) -> dict[str, Any]:
         if not _is_lost_job(error):
             raise
         return {"error": f"{_first_line(error)} What is done is kept: the same command goes on"}
+
+
+@contextmanager
+def _without_tables() -> Iterator[None]:
+    """Jobs side by side on one terminal print no tables of their own, which nothing could tell apart: the sweep's has
+    them all."""
+    if HydraConfig.get().runtime.choices.get("hydra/launcher") == "local":
+        with redirect_stdout(StringIO()):
+            yield
+    else:
+        yield
 
 
 def _beside_others(settings: dict[str, Any]) -> dict[str, Any]:
@@ -407,6 +421,12 @@ def _cores() -> int:
     """Cores for this process; jobs of a sweep that joblib starts share them."""
     launcher = HydraConfig.get().launcher if HydraConfig.initialized() else {}
     return cores(launcher.get("n_jobs") or 1)
+
+
+def _explained() -> str:
+    """The settings of conf/config.yaml with what it says of each, for Hydra's template of --help."""
+    text = (Path(__file__).parents[1] / "conf" / "config.yaml").read_text()
+    return text[text.index("stages:") : text.index("hydra:\n")].replace("$", "$$").rstrip()
 
 
 def _is_lost_job(error: BaseException) -> bool:

@@ -806,8 +806,18 @@ def test_a_sweep_in_parallel_processes(tmp_path):
     args = ["-m", "hydra/launcher=local", "runs=out", *SMALL, "workers=1", "timestep=100,200"]
     ran = command(*args, cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.count("┏") == 1  # the sweep's table, and none of jobs side by side
     (sweep,) = (tmp_path / "out" / "sweeps").iterdir()
     assert len(pd.read_csv(sweep / "table.csv")) == 2
+
+
+def test_help_explains_the_settings():
+    ran = command("--help")
+    assert ran.returncode == 0, ran.stderr
+    assert "dataset: ade20k, " in ran.stdout
+    assert "on_error: stop      # or skip: leave out images that cannot be read, and say which" in ran.stdout
+    assert "  cpus: 1           # of each task, and its threads" in ran.stdout
+    assert "hydra:" not in ran.stdout
 
 
 def test_the_slurm_preset_composes():

@@ -236,6 +236,33 @@ def test_photos_that_fail_are_rows(store, photos, tmp_path):
     assert told.stdout.strip() == f"{len(wrong) + 2} photos, {len(wrong)} of them failed; 3 of 3 parts are there"
 
 
+def test_photos_that_share_passes_are_segmented_as_one_by_one(monkeypatch):
+    """As on a GPU, up to three of one shape in a pass; one is too narrow, and one is no photo."""
+    seg = parts.load_model("mini", device="cpu")
+    settings = seg.settings(size=128, anchors=16)
+    shapes = [(80, 96), (96, 80)] * 4
+    photos: list = [scene(4, i, 96).image[:height, :width] for i, (height, width) in enumerate(shapes)]
+    photos[3:3] = [parts.UserError("no photo"), np.zeros((400, 20, 3), np.uint8)]
+    passes = []
+    observe = type(seg.model).observe
+    monkeypatch.setattr(
+        type(seg.model), "observe", lambda m, x, *a, **k: passes.append(len(x)) or observe(m, x, *a, **k)
+    )
+    together = list(parts._segmented(seg, iter(photos), settings, 3))
+    assert max(passes) == 3
+    passes.clear()
+    alone = list(parts._segmented(seg, iter(photos), settings, 1))
+    assert max(passes) == 1
+    for index, (one, other) in enumerate(zip(alone, together, strict=True)):
+        assert isinstance(other, parts.UserError) == (index in (3, 4))
+        if index in (3, 4):
+            assert str(one) == str(other)
+        else:
+            np.testing.assert_array_equal(one, other)
+            np.testing.assert_array_equal(other, seg.segment(photos[index], settings).labels)
+    assert "anchors must be 1 to" in str(together[4])
+
+
 def test_a_part_without_any_segments_is_told(tmp_path):
     (tmp_path / "keys.txt").write_text("a.png\nb.png\n")
     run = segment(tmp_path / "keys.txt", tmp_path / "out")

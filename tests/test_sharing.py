@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,8 @@ from PIL import Image
 
 from diffseg.eval import run, sharing
 from tests import slurm
+
+ROOT = Path(__file__).parents[1]
 
 TINY = ["dataset.count=6", "dataset.size=64", "segmenters.diffseg.anchors=8", "device=cpu"]
 TINY += ["segmenters.diffseg.threshold=0.3,0.6"]
@@ -288,3 +291,27 @@ def test_jobs_in_parallel_share_the_cores(tmp_path):
     assert len(together) == 12
     assert list(together) == list(alone)
     assert all(together[name].read_bytes() == alone[name].read_bytes() for name in together)
+
+
+@pytest.mark.parametrize("command", ["diffseg", "diffseg-eval"])
+@pytest.mark.parametrize(("given", "expected"), [({}, "passive"), ({"OMP_WAIT_POLICY": "active"}, "active")])
+def test_commands_let_waiting_threads_sleep_before_torch_loads(command, given, expected):
+    """Said of the door that the command is, and of the moment when torch is first asked for."""
+    target = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"][command]
+    module, function = target.split(":")
+    code = f"""
+import os, sys
+class Watch:
+    def find_spec(self, name, *rest):
+        if name == "torch":
+            print("policy", os.environ.get("OMP_WAIT_POLICY"))
+            sys.stdout.flush()
+            os._exit(0)
+sys.meta_path.insert(0, Watch())
+from {module} import {function}
+sys.argv = [{command!r}, "compare", "a", "b"] if {command!r} == "diffseg-eval" else [{command!r}, "segment", "a.png"]
+{function}()
+"""
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"} | given
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert ran.stdout.split() == ["policy", expected], ran.stderr

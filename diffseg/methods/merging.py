@@ -123,11 +123,7 @@ class Merging(Segmenter):
         """As `segment`, waiting for the device once for all images."""
         if self.relative:  # thresholds of its own for each image
             return super().segment_batch(batch)
-        merged = proposals_of(batch, self.settings, look=self.look)
-        labels = [labels_of(p, size)[0] for p, size in zip(merged, batch.sizes, strict=True)]
-        if len({label.shape for label in labels}) > 1:
-            return [as_numpy(label) for label in labels]
-        return list(as_numpy(torch.stack(labels)))
+        return label_maps(batch, self.settings, self.look)
 
 
 def proposals_of(
@@ -158,6 +154,15 @@ def proposals(
 def _fitting(anchors: int, attention: Tensor, look: Look) -> int:
     """M; of layers that were chosen, which may all be coarse, no more than their maps have positions a side."""
     return anchors if look.layers is None else min(anchors, *attention.shape[-2:])
+
+
+def label_maps(batch: Batch, settings: Settings, look: Look = Look()) -> list[np.ndarray]:
+    """The labels int32 [H, W], 0..K-1, of each image of a batch; those of one size come from the device together."""
+    merged = proposals_of(batch, settings, look=look)
+    labels = [labels_of(p, size)[0] for p, size in zip(merged, batch.sizes, strict=True)]
+    if len({label.shape for label in labels}) > 1:
+        return [as_numpy(label) for label in labels]
+    return list(as_numpy(torch.stack(labels)))
 
 
 def labels_of(merged: Tensor, size: Size) -> tuple[Tensor, Tensor]:
