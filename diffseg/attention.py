@@ -186,31 +186,55 @@ class Recorder(TorchFunctionMode):
         self._outputs[name] = tuple(x for x in outputs if isinstance(x, Tensor))
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Passes everything on; of a watched layer's attention, queries and keys are looked at first."""
+        """Passes everything on; of a watched layer's attention, queries and keys are looked at first.
+
+        On a CPU the probabilities that are looked at give the layer's output as well, so that none is computed twice.
+        """
         kwargs = kwargs or {}
         if function is F.scaled_dot_product_attention and self._current is not None:
-            bound = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)) | kwargs
-            self._look(self._current, bound["query"], bound["key"], bound.get("attn_mask"), bound.get("scale"))
+            bound = dict(zip(_ARGUMENTS, args, strict=False)) | kwargs
+            output = self._look(self._current, **bound)
+            if output is not None:
+                return output
         return function(*args, **kwargs)
 
-    def _look(self, layer: str, query: Tensor, key: Tensor, mask: Tensor | None, scale: float | None) -> None:
-        """query: [B, heads, R, d]. key: [B, heads, T, d]."""
+    def _look(
+        self,
+        layer: str,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        scale: float | None = None,
+        **other: Any,
+    ) -> Tensor | None:
+        """What torch's function gives where that falls out, else None.
+
+        query: [B, heads, R, d]. key, value: [B, heads, T, d].
+        """
         self._seen.add(layer)
         lie = self._tokens(layer, query.shape[-2], key.shape[-2])
         if lie is None:
-            return
+            return None
         self._lies[layer] = lie, query.shape[-2]
         asked = {"image": lie.image if self._needs.attention else None, "text": lie.text if self._needs.cross else None}
         kinds = {kind: keys for kind, keys in asked.items() if keys is not None and self._groups_of(layer, kind)}
         if not kinds:
-            return
+            return None
         # Sums are finite where all is, one pass over memory each; asking now would make a GPU wait at every layer.
         self._finite[layer] = _sum_of(query) + _sum_of(key)
         scale = query.shape[-1] ** -0.5 if scale is None else scale
         q, k = (x.transpose(1, 2).flatten(2) for x in (query[:, :, lie.queries], key))
-        add = _head_mean_for(q, query.shape[1])
-        if mask is not None:  # which the fused kernel does not know
-            add = partial(add_head_mean, mask=mask if mask.shape[-2] == 1 else mask[..., lie.queries, :])
+        add, output = _head_mean_for(q, query.shape[1]), None
+        options: dict[str, Any] = {}
+        if attn_mask is not None:
+            options["mask"] = attn_mask if attn_mask.shape[-2] == 1 else attn_mask[..., lie.queries, :]
+        is_plain = add is add_head_mean or attn_mask is not None  # the fused kernel does not know masks
+        if is_plain and query.device.type == "cpu" and q.shape[1] == query.shape[-2] and not any(other.values()):
+            output = query.new_empty(*query.shape[:-1], value.shape[-1])
+            options |= {"values": value, "output": output}
+        if options:
+            add = partial(add_head_mean, **options)
         whole = slice(0, k.shape[1])
         joint = None
         for kind, keys in kinds.items():
@@ -229,6 +253,7 @@ class Recorder(TorchFunctionMode):
                 sums = part.sum(-1, keepdim=True)
                 for total in totals:
                     total.addcdiv_(part, sums)
+        return output
 
     def _groups_of(self, layer: str, kind: str) -> list[int]:
         """The groups that a layer's attention of one kind belongs to."""
@@ -347,17 +372,30 @@ class Recorder(TorchFunctionMode):
         return tokens.transpose(1, 2).unflatten(2, size)
 
 
+_ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")  # of torch's attention, in order
+
+
 def _sum_of(values: Tensor) -> Tensor:
     """The sum of all values, in at least float32: a number where all of them are."""
     return values.sum(dtype=torch.promote_types(values.dtype, torch.float32))
 
 
-def add_head_mean(total: Tensor, q: Tensor, k: Tensor, heads: int, scale: float, mask: Tensor | None = None) -> None:
+def add_head_mean(
+    total: Tensor,
+    q: Tensor,
+    k: Tensor,
+    heads: int,
+    scale: float,
+    mask: Tensor | None = None,
+    values: Tensor | None = None,
+    output: Tensor | None = None,
+) -> None:
     """Adds the mean over heads of softmax(q k^T * scale + mask) to total, slice by slice, in at least float32.
 
     Args:
         total: [B, R, T]. q: [B, R, heads * d], queries. k: [B, T, heads * d], keys. mask: [B or 1, heads or 1, R or 1,
-            T], added, or boolean: False is not attended to.
+            T], added, or boolean: False is not attended to. values: [B, heads, T, d]; output: [B, heads, R, d], which
+            softmax(q k^T * scale + mask) values is written to.
     """
     if mask is not None:
         if mask.dtype == torch.bool:
@@ -365,6 +403,8 @@ def add_head_mean(total: Tensor, q: Tensor, k: Tensor, heads: int, scale: float,
         mask = mask.to(total.dtype).expand(len(q), heads, q.shape[1], k.shape[1])
     queries = (q.to(total.dtype) * scale).unflatten(-1, (heads, -1)).transpose(1, 2).contiguous()  # [B, heads, R, d]
     keys = k.to(total.dtype).unflatten(-1, (heads, -1)).permute(0, 2, 3, 1).contiguous()  # [B, heads, d, T]
+    if values is not None:
+        values = values.to(total.dtype).contiguous()
     step = max(1, slice_bytes(q.device) // (k.shape[1] * total.element_size()))
     room = total.new_empty(min(step, q.shape[1]), k.shape[1])
     for b in range(len(q)):
@@ -377,6 +417,8 @@ def add_head_mean(total: Tensor, q: Tensor, k: Tensor, heads: int, scale: float,
                     probabilities += mask[b, head, start : start + step]
                 torch.softmax(probabilities, -1, out=probabilities)
                 rows.add_(probabilities, alpha=1 / heads)
+                if values is not None and output is not None:
+                    output[b, head, start : start + step] = probabilities @ values[b, head]
 
 
 def _head_mean_for(queries: Tensor, heads: int) -> AddHeadMean:

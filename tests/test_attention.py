@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffseg.attention import Look, Needs, Recorder, Tokens, add_head_mean, attention_maps, capture, verified
 from diffseg.errors import UserError
@@ -122,10 +123,38 @@ def test_the_unet_is_left_as_it_was():
 
 def test_the_slices_do_not_matter(monkeypatch):
     latents, context, _ = inputs_for("sd1", (8, 8), 1)
-    whole = attention_maps(unet("sd1"), latents, 300, context)
+    latents, context, model = latents.double(), context.double(), copy.deepcopy(unet("sd1")).double()
+    whole = attention_maps(model, latents, 300, context)
     monkeypatch.setattr("diffseg.attention.slice_bytes", lambda device: 1)
-    for size, m in attention_maps(unet("sd1"), latents, 300, context).items():
-        torch.testing.assert_close(m, whole[size], rtol=1e-5, atol=1e-8)
+    for size, m in attention_maps(model, latents, 300, context).items():
+        torch.testing.assert_close(m, whole[size], rtol=1e-12, atol=1e-15)
+
+
+class Asked(TorchDispatchMode):
+    """Counts how often torch's own attention is computed."""
+
+    times = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.times += "scaled_dot_product" in str(function)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("size", [(16, 16), (13, 18)], ids=str)
+@pytest.mark.parametrize("name", UNETS)
+def test_on_a_cpu_the_output_comes_from_the_probabilities_that_are_kept(name, size):
+    """Torch's own attention is not computed beside them, and the pass gives what it gives unwatched."""
+    latents, context, added = inputs_for(name, size)
+    model, outputs = copy.deepcopy(unet(name)).double(), []
+    model.conv_out.register_forward_hook(lambda module, args, output: outputs.append(output))
+    inputs = (latents.double(), 300, context.double())
+    with torch.no_grad(), Asked() as unwatched:
+        model(*inputs, added_cond_kwargs=double(added))
+    with Asked() as watched:
+        capture(model, *inputs, double(added), Needs(attention=True, cross=True))
+    assert unwatched.times > 0
+    assert watched.times == 0
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-10, atol=1e-12)
 
 
 def test_each_image_of_a_batch_is_alone():
