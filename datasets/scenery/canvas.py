@@ -103,5 +103,6 @@ def _blur(image: np.ndarray, sigma: float) -> np.ndarray:
     for axis in (0, 1):
         pad = [(reach, reach) if a == axis else (0, 0) for a in range(3)]
         padded, length = np.pad(image, pad, mode="edge"), image.shape[axis]
-        image = sum(k * np.take(padded, range(i, i + length), axis) for i, k in enumerate(kernel))
+        shifted = (padded[i : i + length] if axis == 0 else padded[:, i : i + length] for i in range(len(kernel)))
+        image = sum(k * x for k, x in zip(kernel, shifted, strict=True))
     return image
