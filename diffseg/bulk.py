@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from io import BytesIO
@@ -71,6 +73,18 @@ def segment(
     Raises:
         UserError: the manifest, the settings, the folder or the cluster cannot be used.
     """
+    try:
+        return _segment(request, load, options)
+    except parts.StoreError as error:
+        say(f"diffseg: {error}")
+        return False
+
+
+def _segment(
+    request: Request, load: Callable[[Callable[..., DiffSeg]], tuple[DiffSeg, Settings]], options: Mapping[str, Any]
+) -> bool:
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's Ctrl-C
     scanned = parts.scan(request.manifest)
     cluster = (
         None if request.ray is None else Cluster(None if request.ray == "local" else request.ray, timeout_s=_PHOTO_S)
@@ -81,9 +95,14 @@ def segment(
     run = parts.plan(seg, settings, scanned, part_size=request.part_size, **named)
     done = parts.begin(request.out, run)
     share, todo = parts.missing(run, (), request.shard), parts.missing(run, done, request.shard)
+    damaged, failed = parts.check(request.out, run, sorted(set(share) - set(todo)))
+    if damaged:
+        say(f"damaged, and made again: {_named(damaged)} of {place(request.out).name}")
+        todo = sorted([*todo, *damaged])
     total, left = run.photos_in(share), run.photos_in(todo)
     if not todo:
-        say(f"nothing to do: all {_parts(len(share))} of this shard are there" if share else "this shard has no parts")
+        lost = f"; {_photos(failed)} could not be segmented: diffseg merge names them" if failed else ""
+        say(f"nothing to do: no part is missing of {len(share):,}{lost}" if share else "this shard has no parts")
         return True
     ready = len(share) - len(todo)
     there = f", {_parts(ready)} {'is' if ready == 1 else 'are'} there already" if ready else ""
@@ -177,16 +196,18 @@ def merge(
     """
     run, done = parts.run_of(uri), parts.done(uri)
     absent = len(parts.missing(run, done))
-    if absent and (coco or labels) and not partial:
-        raise UserError(
-            f"{absent} of {run.parts} parts are missing in {place(uri).name}: run diffseg segment --manifest again, or "
-            f"add --partial to merge those that are there"
-        )
+    lacking = f"{_parts(absent)} of {run.parts} missing in {place(uri).name}" if absent else ""
+    if keys_file is not None:
+        parts.scan(keys_file)  # refuses one without photos
     keys = [*chosen, *(parts.keys_of(keys_file) if keys_file is not None else ())]
-    wanted = list(dict.fromkeys(keys)) if keys or keys_file is not None else None
+    wanted = list(dict.fromkeys(keys)) if keys else None
+    if absent and (coco or labels) and wanted is None and not partial:
+        raise UserError(
+            f"{lacking}: run diffseg segment --manifest again, or add --partial to merge those that are there"
+        )
     failed = dict(parts.failures(uri, wanted))
     if wanted is not None:
-        _check_found(uri, wanted, failed)
+        _check_found(uri, wanted, failed, lacking)
     if labels is not None:
         _write_labels(uri, wanted, labels)
     if coco is not None:
@@ -195,36 +216,41 @@ def merge(
     typer.echo(f"{_photos(count)}, {len(failed)} of them failed; {len(done)} of {run.parts} parts are there")
     for key, error in list(failed.items())[:_TOLD]:
         say(f"{printable(key)}: {printable(error)}")
-    return partial or not absent
+    return partial or wanted is not None or not absent
 
 
-_TOLD = 10  # failed photos that are named
+_TOLD = 10  # failed photos, damaged parts that are named
 
 
-def _check_found(uri: str, wanted: list[str], failed: Collection[str]) -> None:
-    """Refuses photos that no part has."""
+def _check_found(uri: str, wanted: list[str], failed: Collection[str], lacking: str) -> None:
+    """Refuses photos that no part has. lacking: which parts are missing, in words."""
     unknown = set(wanted) - set(parts.segmented(uri, wanted)) - set(failed)
     if unknown:
         first = next(key for key in wanted if key in unknown)
         raise UserError(
-            f"{len(unknown)} of the photos to choose are not in {place(uri).name}, such as {first}: give lines of its "
-            f"manifest, of parts that are done"
+            f"of the photos to choose {len(unknown)} are not in {place(uri).name}, such as {first!r}: give lines of "
+            f"its manifest{f'; {lacking}' if lacking else ''}"
         )
 
 
 def _write_labels(uri: str, wanted: list[str] | None, folder: Path) -> None:
     """NAME.labels.png of each photo, as `diffseg segment` writes it."""
     check_writable(folder, "choose another with --labels")
-    paths = dict.fromkeys(Path(without_options(key)) for key in parts.segmented(uri, wanted))
+    paths = dict.fromkeys(_path(key) for key in parts.segmented(uri, wanted))
     names = {path: name for name, path in name_outputs(list(paths)).items()}
     with counting("label maps", len(names), unit="photos") as advance:
         for record in parts.read(uri, wanted):
             stored = BytesIO()
             palette_image(parts.labels(record)).save(stored, "PNG")
-            name = names[Path(without_options(record["photo"]))]
+            name = names[_path(record["photo"])]
             write(folder / f"{name}{OUTPUTS[0]}", stored.getvalue())
             advance(1)
     typer.echo(f"{len(names)} label map{'s' * (len(names) != 1)} -> {printable(folder)}")
+
+
+def _path(key: str) -> Path:
+    """A photo of a manifest, for its name: the same for all ways to write one file."""
+    return Path(without_options(key).removeprefix("file://")).absolute()
 
 
 def _write_coco(uri: str, wanted: list[str] | None, file: Path) -> None:
@@ -232,6 +258,12 @@ def _write_coco(uri: str, wanted: list[str] | None, file: Path) -> None:
     records = [{**record, "photo": without_options(record["photo"])} for record in parts.read(uri, wanted)]
     write(file, json.dumps(outputs.coco(records)) + "\n")
     typer.echo(f"{_photos(len(records))} -> {printable(file)}")
+
+
+def _named(numbers: Sequence[int]) -> str:
+    """The files of parts, the first of them by name."""
+    more = f" and {len(numbers) - _TOLD} more" if len(numbers) > _TOLD else ""
+    return ", ".join(map(parts.part_name, numbers[:_TOLD])) + more
 
 
 def _parts(count: int) -> str:

@@ -62,20 +62,24 @@ def is_file_name(name: object) -> bool:
 
 
 def name_outputs(photos: list[Path]) -> dict[str, Path]:
-    """Result name -> photo: the photo's name without suffix; where that is taken twice, with suffix, then folder.
+    """Result name -> photo: the photo's name without suffix; where that is taken twice, with suffix, then with as many
+    folders as keep names apart.
 
     A name that would be too long for a file system, with what results add to it, is cut and ends with its hash.
 
     Raises:
-        UserError: two photos whose folder and name are both the same.
+        UserError: a photo that is there twice.
     """
+    depth = max((len(p.absolute().parts) for p in photos), default=0)
     names: list[Callable[[Path], str]] = [
         lambda p: p.stem,
         lambda p: p.name,
-        lambda p: f"{p.absolute().parent.name}_{p.name}",
+        *(lambda p, last=last: "_".join(p.absolute().parts[1:][-last:]) for last in range(2, depth)),
     ]
     jobs: dict[str, Path] = {}
     for name in names:
+        if not photos:
+            break
         short = {p: _shortened(name(p)) for p in photos}
         count = Counter([*jobs, *short.values()])
         jobs.update({result: p for p, result in short.items() if count[result] == 1})
@@ -83,7 +87,7 @@ def name_outputs(photos: list[Path]) -> dict[str, Path]:
     if photos:
         both = _shortened(names[-1](photos[0]))
         other = next((p for p in photos[1:] if _shortened(names[-1](p)) == both), jobs.get(both))
-        raise UserError(f"{photos[0]} and {other} would both be written as {both}: run them with different --out")
+        raise UserError(f"{photos[0]} and {other} would both be written as {both}: give each photo once")
     return dict(sorted(jobs.items()))
 
 

@@ -206,18 +206,49 @@ def begin(out: str, run: Run) -> list[int]:
     if folder.local is not None:
         remove_abandoned(folder.local)
     names = folder.names()
-    done = sorted(int(found[1]) for name in names if (found := _PART.fullmatch(name)))
+    done = _numbers(names)
+    if done and done[-1] >= run.parts:
+        raise UserError(f"{folder.child(part_name(done[-1])).name} is of another, longer run: choose another --out")
     if RUN in names:
         before = run_of(out)
         if changes := _differences(before, run):
             raise UserError(
                 f"{folder.name} holds a run that differs in {', '.join(changes)}: choose another --out, or say the same"
             )
-    elif done:
-        raise UserError(f"{folder.name} holds parts, but no {RUN} that says what they are: choose another --out")
     else:
+        if done:  # it was lost: they say it, too
+            part = folder.child(part_name(done[0]))
+            _check_run(_metadata(part), done[0], part, run)
         folder.child(RUN).write(run.as_json().encode())
     return done
+
+
+def check(out: str, run: Run, numbers: Sequence[int]) -> tuple[list[int], int]:
+    """Looks at the end of the files of these parts, some at a time: the numbers of those that are damaged, and how many
+    photos of the others failed.
+
+    Raises:
+        UserError: one is of another run. StoreError: one cannot be read.
+    """
+    folder, damaged, failed = place(out), [], 0
+
+    def look(number: int) -> tuple[int, int | None]:
+        part = folder.child(part_name(number))
+        try:
+            metadata = _metadata(part)
+        except UserError as error:
+            if isinstance(error, StoreError):
+                raise
+            return number, None
+        return number, _check_run(metadata, number, part, run).get("failed", 0)
+
+    with _threads(4 * _PARTS_AHEAD) as pool:
+        for number, found in _ahead(pool, look, numbers, 4 * _PARTS_AHEAD):
+            if found is None:
+                damaged.append(number)
+            else:
+                failed += found
+    return damaged, failed
 
 
 def missing(run: Run, done: Collection[int], shard: tuple[int, int] = (0, 1)) -> list[int]:
@@ -254,7 +285,10 @@ def run_of(uri: str) -> Run:
     except FileNotFoundError:
         raise UserError(f"{file.name} is missing: give the folder that diffseg segment --manifest wrote") from None
     except ValidationError as error:
-        raise UserError(f"{file.name} is damaged: {error.errors()[0]['msg']}") from None
+        raise UserError(
+            f"{file.name} is damaged ({error.errors()[0]['msg']}): remove it, and run the command of the run again, "
+            f"which makes it anew"
+        ) from None
 
 
 def _differences(before: Run, now: Run) -> list[str]:
@@ -396,6 +430,7 @@ def _parquet(rows: Sequence[Row], job: PartJob) -> bytes:
         "run": job.run.id,
         "part": job.number,
         "keys": _hash(job.keys),
+        "failed": sum(row["error"] is not None for row in rows),
         "versions": {"diffseg": __version__, **{name: version(name) for name in _PACKAGES}},
     }
     schema = SCHEMA.with_metadata({METADATA: json.dumps(facts, sort_keys=True)})
@@ -432,7 +467,12 @@ def _ahead(
 
 def done(uri: str) -> list[int]:
     """The numbers of the parts that are in a folder."""
-    return sorted(int(found[1]) for name in place(uri).names() if (found := _PART.fullmatch(name)))
+    return _numbers(place(uri).names())
+
+
+def _numbers(names: Iterable[str]) -> list[int]:
+    """The numbers of the parts among names of files."""
+    return sorted(int(found[1]) for name in names if (found := _PART.fullmatch(name)))
 
 
 def read(uri: str, keys: Collection[str] | None = None) -> Iterator[Row]:
@@ -511,19 +551,12 @@ def _rows(
     folder = place(uri)
     wanted = pc.field("error").is_valid() if failed else pc.field("error").is_null()
     if keys is not None:
-        wanted &= pc.field("key").isin(list(keys))
+        wanted &= pc.field("key").isin(pa.array(list(keys), pa.string()))
 
     def load(number: int) -> pa.Table:
         part = folder.child(part_name(number))
-        try:
+        with _damage_told(part):
             table = pq.read_table(part.path, filesystem=part.files, columns=columns, filters=wanted)
-        except pa.ArrowInvalid as error:
-            raise UserError(
-                f"{part.name} is damaged ({' '.join(str(error).split())}): remove it, and run the command of the run "
-                f"again"
-            ) from None
-        except OSError as error:
-            raise StoreError(f"{part.name} cannot be read: {' '.join(str(error).split())}") from None
         _check_run(table.schema.metadata, number, part, run)
         return table
 
@@ -532,11 +565,31 @@ def _rows(
             yield from table.to_pylist()
 
 
-def _check_run(metadata: Mapping[bytes, bytes] | None, number: int, part: Place, run: Run) -> None:
-    """Refuses a part that was made from other keys or with other settings."""
+def _metadata(part: Place) -> Mapping[bytes, bytes] | None:
+    """What the file of a part says of itself, from its end."""
+    with _damage_told(part):
+        return pq.read_schema(part.path, filesystem=part.files).metadata
+
+
+@contextmanager
+def _damage_told(part: Place) -> Iterator[None]:
+    """Says what is wrong with the file of a part."""
+    try:
+        yield
+    except pa.ArrowInvalid as error:
+        raise UserError(
+            f"{part.name} is damaged ({' '.join(str(error).split())}): run the command of the run again"
+        ) from None
+    except OSError as error:
+        raise StoreError(f"{part.name} cannot be read: {' '.join(str(error).split())}") from None
+
+
+def _check_run(metadata: Mapping[bytes, bytes] | None, number: int, part: Place, run: Run) -> dict[str, Any]:
+    """What a part says of itself; refuses one that was made from other keys or with other settings."""
+    facts: dict[str, Any] = {}
     try:
         facts = json.loads((metadata or {})[METADATA])
-        same = (facts["run"], facts["part"]) == (run.id, number)
+        same = (facts["run"], facts["part"]) == (run.id, number) and number < run.parts
     except (ValueError, TypeError, KeyError):
         same = False
     if not same:
@@ -544,3 +597,4 @@ def _check_run(metadata: Mapping[bytes, bytes] | None, number: int, part: Place,
             f"{part.name} is of another run, with other photos or settings than {RUN} says: remove it, and run the "
             f"command of the run again"
         )
+    return facts

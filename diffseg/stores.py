@@ -102,6 +102,10 @@ class Place:
             raise UserError(f"{self.name} is missing, there is no such file: check the path") from None
         except IsADirectoryError:
             raise UserError(f"{self.name} is a folder: give a text file that names photos") from None
+        except StoreError as error:
+            if self.path.endswith((".gz", ".zst")) and any(word in str(error) for word in ("inflate", "ZSTD")):
+                raise UserError(f"{self.name} is not compressed as its name says: compress or rename it") from None
+            raise
 
 
 def scheme_of(text: str) -> str | None:
@@ -186,6 +190,8 @@ def _told(doing: str) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise
+    except NotADirectoryError as error:
+        raise UserError(f"cannot {doing} ({_reason(error)}): give a folder") from None
     except pa.ArrowInvalid as error:
         raise UserError(f"cannot {doing}: {_reason(error)}") from None
     except OSError as error:

@@ -116,6 +116,8 @@ class Cluster:
         import ray
 
         there = ray.cluster_resources().get("GPU", 0)
+        if asked != "cpu" and self.gpus and not there:
+            raise UserError(f"ray.gpus={self.gpus:g} for each task, and the Ray cluster has no GPUs: leave it out")
         if asked == "cpu" or self.gpus == 0 or (asked == "auto" and not there):
             return "cpu"
         if not there:

@@ -412,7 +412,7 @@ def _predict_on_cluster(experiment: Experiment, cluster: Cluster, run: Run, todo
     readers = cluster.readers_of(device)
     alone = replace(experiment, device=device, workers=readers, tracker=Tracker(), record={}, cluster=None)
     common = _Common(alone, _what_is_here(experiment), run.folder.resolve() if experiment.workers_write else None)
-    say(f"predict: {-(-len(todo) // size)} chunks of {size} images, {cluster.slots(device)} at a time, on {device}")
+    say(f"predict: {len(todo)} images, {size} a task, {cluster.slots(device)} at a time, on {device}")
     images, seconds = 0, 0.0
     done_chunks = (done for _, done in scatter(predict_chunk, common, jobs, cluster, device))
     for done in track(done_chunks, "predict", len(todo)):

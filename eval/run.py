@@ -75,6 +75,7 @@ from diffseg.methods.base import Oracle, Segmenter
 
 CONFIG = "pkg://diffseg.conf"
 _OF_CLUSTER = ("address", "gpus", "cpus", "chunk", "readers", "retries", "timeout_s")
+_COMMANDS = ("compare", "gallery", "leaderboard", "list", "paper")
 _WITH_VALUE = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p")  # options
 
 OmegaConf.register_new_resolver(
@@ -529,10 +530,17 @@ def hydra_sentence(error: BaseException, arguments: Sequence[str]) -> str:
     arguments: of the command line, which say what names there are.
     """
     if isinstance(error, OverrideParseException):
+        if re.fullmatch(r"[\w-]+", error.override):
+            return (
+                f"there is no command {error.override}{did_you_mean(error.override, _COMMANDS)}; settings are key=value"
+            )
         return (
             f"{error.override}: cannot be read as key=value; lists are [1,2], mappings {{key:[1,2]}}, with every "
             f"bracket closed and the whole in single quotes for the shell"
         )
+    if ambiguous := re.match(r"Ambiguous value for argument '([^=]+)=(.*)'", str(error)):
+        key, values = ambiguous.groups()
+        return f"{key}={values}: several values are a sweep, with -m; one list is '{key}=[{values}]'"
     lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith(("See https", "Set the"))]
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
@@ -679,13 +687,14 @@ def main() -> None:
     if arguments[:1] == ["--version"]:
         print(f"diffseg-eval {diffseg.__version__}")
         return
-    commands = {
-        "compare": lambda: compare.command(dataset_of),
-        "gallery": lambda: gallery.command(dataset_of),
-        "leaderboard": leaderboard.command,
-        "list": list_command,
-        "paper": lambda: paper.command(composed),
-    }
+    made = (
+        lambda: compare.command(dataset_of),
+        lambda: gallery.command(dataset_of),
+        leaderboard.command,
+        list_command,
+        lambda: paper.command(composed),
+    )
+    commands = dict(zip(_COMMANDS, made, strict=True))
     signal.signal(signal.SIGTERM, _terminate)
     if arguments and arguments[0] in commands:
         with _told():

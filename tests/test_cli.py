@@ -161,8 +161,9 @@ def test_names_never_collide():
     assert {name: str(p) for name, p in names.items()} == {
         "y": "a/y.jpg", "x.jpg": "a/x.jpg", "a_x.png": "a/x.png", "b_x.png": "b/x.png"
     }  # fmt: skip
-    with pytest.raises(ValueError, match="--out"):
-        name_outputs([Path("1/a/x.png"), Path("2/a/x.png")])
+    assert list(name_outputs([Path("1/a/x.png"), Path("2/a/x.png")])) == ["1_a_x.png", "2_a_x.png"]
+    with pytest.raises(ValueError, match="give each photo once"):
+        name_outputs([Path("a/x.png"), Path("a/x.png").absolute()])
 
 
 def test_a_result_never_takes_the_name_of_another():

@@ -811,6 +811,22 @@ def test_a_sweep_in_parallel_processes(tmp_path):
     assert len(pd.read_csv(sweep / "table.csv")) == 2
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["lst"], "there is no command lst; did you mean list?"),
+        (
+            ["timestep=100,300"],
+            "timestep=100,300: several values are a sweep, with -m; one list is 'timestep=[100,300]'",
+        ),
+    ],
+)
+def test_what_is_nearly_a_command(arguments, words):
+    ran = command(*arguments)
+    assert ran.returncode == 2
+    assert ran.stderr.strip() == f"diffseg-eval: {words}" + "; settings are key=value" * (arguments == ["lst"])
+
+
 def test_help_explains_the_settings():
     ran = command("--help")
     assert ran.returncode == 0, ran.stderr

@@ -359,18 +359,61 @@ def test_another_manifest_and_foreign_parts_are_refused(manifest, undisturbed, t
     other.write_text("".join(reversed(manifest.read_text().splitlines(keepends=True))))
     one_sentence(segment(other, tmp_path, "--part-size", 2), "manifest (")
     (tmp_path / "run.json").unlink()
-    one_sentence(segment(manifest, tmp_path, "--part-size", 2), "holds parts, but no run.json")
     one_sentence(merge(tmp_path), "run.json is missing")
+    one_sentence(segment(other, tmp_path, "--part-size", 2), "part-00000000.parquet is of another run")
+    assert "run.json" not in files_in(tmp_path)
     other_run = {**json.loads(undisturbed["run.json"]), "manifest": "0"}
     (tmp_path / "run.json").write_text(json.dumps(other_run))
     one_sentence(merge(tmp_path), "part-00000000.parquet is of another run")
     (tmp_path / "run.json").write_bytes(undisturbed["run.json"])
     (tmp_path / "part-00000001.parquet").write_bytes(undisturbed["part-00000002.parquet"])
     one_sentence(merge(tmp_path), "part-00000001.parquet is of another run")
+    one_sentence(segment(manifest, tmp_path, "--part-size", 2), "part-00000001.parquet is of another run")
+    (tmp_path / "part-00000001.parquet").write_bytes(undisturbed["part-00000001.parquet"])
+    (tmp_path / "part-00000006.parquet").write_bytes(undisturbed["part-00000001.parquet"])
+    one_sentence(segment(manifest, tmp_path, "--part-size", 2), "part-00000006.parquet is of another, longer run")
+    one_sentence(merge(tmp_path), "part-00000006.parquet is of another run")
+
+
+def test_what_is_damaged_or_lost_is_made_again(manifest, undisturbed, tmp_path):
+    for name, content in undisturbed.items():
+        (tmp_path / name).write_bytes(content)
     (tmp_path / "part-00000001.parquet").write_bytes(undisturbed["part-00000001.parquet"][:-9])
+    (tmp_path / "part-00000004.parquet").write_bytes(b"")
     one_sentence(merge(tmp_path), "is damaged")
+    before = times(str(tmp_path))
+    run = segment(manifest, tmp_path, "--part-size", 2)
+    assert run.exit_code == 0, run.output
+    assert "damaged, and made again: part-00000001.parquet, part-00000004.parquet" in run.stderr
+    assert contents(str(tmp_path)) == undisturbed
+    made = {name for name, time in times(str(tmp_path)).items() if time != before[name]}
+    assert made == {"part-00000001.parquet", "part-00000004.parquet"}
+
     (tmp_path / "run.json").write_text("{}")
     one_sentence(merge(tmp_path), "run.json is damaged")
+    one_sentence(segment(manifest, tmp_path, "--part-size", 2), "run.json is damaged")
+    (tmp_path / "run.json").unlink()
+    run = segment(manifest, tmp_path, "--part-size", 2)
+    assert "nothing to do: no part is missing of 6" in run.stderr
+    assert contents(str(tmp_path)) == undisturbed
+
+
+def test_photos_that_failed_are_counted_when_there_is_nothing_to_do(photos, tmp_path):
+    (tmp_path / "keys.txt").write_text(f"{photos / 'scene00.png'}\n{tmp_path / 'none.png'}\n")
+    for told in ("1 could not be segmented", "no part is missing of 1; 1 photo could not be segmented"):
+        assert told in segment(tmp_path / "keys.txt", tmp_path / "out").stderr
+
+
+def test_one_file_under_two_names_and_folders_alike(photos, tmp_path):
+    """Names of label maps have as many folders as keep them apart, and one file has one."""
+    for folder in ("a/x", "b/x"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "1.png").write_bytes((photos / "scene00.png").read_bytes())
+    keys = [f"{tmp_path}/a/x/1.png", f"file://{tmp_path}/a/x/1.png", f"{tmp_path}/b/x/1.png"]
+    (tmp_path / "keys.txt").write_text("\n".join(keys))
+    assert segment(tmp_path / "keys.txt", tmp_path / "out").exit_code == 0
+    assert merge(tmp_path / "out", "--labels", tmp_path / "labels").exit_code == 0
+    assert files_in(tmp_path / "labels") == ["a_x_1.png.labels.png", "b_x_1.png.labels.png"]
 
 
 def test_another_model_on_another_machine_is_refused(manifest, undisturbed, tmp_path):
@@ -608,7 +651,9 @@ def test_merge_of_some_photos_and_of_a_part_of_the_parts(manifest, undisturbed, 
     told = merge(run, keys[1], "--keys", tmp_path / "some.txt", "--labels", tmp_path / "labels")
     assert told.exit_code == 0, told.output
     assert files_in(tmp_path / "labels") == ["scene01.labels.png", "scene04.labels.png"]
-    one_sentence(merge(run, "none.png"), "such as none.png")
+    one_sentence(merge(run, "none.png"), "such as 'none.png': give lines of its manifest")
+    (tmp_path / "empty.txt").write_text("\n\n")
+    one_sentence(merge(run, "--keys", tmp_path / "empty.txt"), "names no photos")
 
     (run / "part-00000005.parquet").unlink()
     told = merge(run)
@@ -616,7 +661,9 @@ def test_merge_of_some_photos_and_of_a_part_of_the_parts(manifest, undisturbed, 
     assert told.stdout.strip() == "10 photos, 0 of them failed; 5 of 6 parts are there"
     refused = merge(run, "--coco", tmp_path / "coco.json")
     assert refused.exit_code == 2
-    one_sentence(refused, "1 of 6 parts are missing")
+    one_sentence(refused, "1 part of 6 missing")
+    one_sentence(merge(run, keys[11]), "give lines of its manifest; 1 part of 6 missing")
+    assert merge(run, keys[1], "--coco", tmp_path / "one.json").exit_code == 0
     assert not (tmp_path / "coco.json").exists()
     told = merge(run, "--coco", tmp_path / "coco.json", "--partial")
     assert told.exit_code == 0, told.output
