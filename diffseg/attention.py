@@ -21,7 +21,7 @@ from diffseg.devices import slice_bytes, without
 from diffseg.errors import UserError, did_you_mean
 from diffseg.layers import Layers, in_blocks_of
 
-AddHeadMean = Callable[[Tensor, Tensor, Tensor, int, float], None]  # total, queries, keys, heads, scale
+AddHeadMean = Callable[[Any, Tensor, Tensor, int, float], None]  # total, queries, keys, heads, scale
 Size = tuple[int, int]  # (h, w)
 Maps = dict[Size, Tensor]
 
@@ -219,22 +219,25 @@ class Recorder(TorchFunctionMode):
         self._lies[layer] = lie, query.shape[-2]
         asked = {"image": lie.image if self._needs.attention else None, "text": lie.text if self._needs.cross else None}
         kinds = {kind: keys for kind, keys in asked.items() if keys is not None and self._groups_of(layer, kind)}
-        if not kinds:
+        once = query.device.type == "cpu" and not any(other.values()) and lie.queries == slice(0, query.shape[-2])
+        if not kinds and not once:
             return None
         # Sums are finite where all is, one pass over memory each; asking now would make a GPU wait at every layer.
-        self._finite[layer] = _sum_of(query) + _sum_of(key)
+        if kinds:
+            self._finite[layer] = _sum_of(query) + _sum_of(key)
         scale = query.shape[-1] ** -0.5 if scale is None else scale
         q, k = (x.transpose(1, 2).flatten(2) for x in (query[:, :, lie.queries], key))
         add, output = _head_mean_for(q, query.shape[1]), None
         options: dict[str, Any] = {}
         if attn_mask is not None:
             options["mask"] = attn_mask if attn_mask.shape[-2] == 1 else attn_mask[..., lie.queries, :]
-        is_plain = add is add_head_mean or attn_mask is not None  # the fused kernel does not know masks
-        if is_plain and query.device.type == "cpu" and q.shape[1] == query.shape[-2] and not any(other.values()):
+        if once and (add is add_head_mean or attn_mask is not None):  # the fused kernel does not know masks
             output = query.new_empty(*query.shape[:-1], value.shape[-1])
             options |= {"values": value, "output": output}
         if options:
             add = partial(add_head_mean, **options)
+        if not kinds and output is not None:  # what is kept must not move what the layer gives, not by a bit
+            add(None, q, k, query.shape[1], scale)
         whole = slice(0, k.shape[1])
         joint = None
         for kind, keys in kinds.items():
@@ -381,7 +384,7 @@ def _sum_of(values: Tensor) -> Tensor:
 
 
 def add_head_mean(
-    total: Tensor,
+    total: Tensor | None,
     q: Tensor,
     k: Tensor,
     heads: int,
@@ -393,30 +396,31 @@ def add_head_mean(
     """Adds the mean over heads of softmax(q k^T * scale + mask) to total, slice by slice, in at least float32.
 
     Args:
-        total: [B, R, T]. q: [B, R, heads * d], queries. k: [B, T, heads * d], keys. mask: [B or 1, heads or 1, R or 1,
-            T], added, or boolean: False is not attended to. values: [B, heads, T, d]; output: [B, heads, R, d], which
-            softmax(q k^T * scale + mask) values is written to.
+        total: [B, R, T]; None: only the output is wanted. q: [B, R, heads * d], queries. k: [B, T, heads * d], keys.
+        mask: [B or 1, heads or 1, R or 1, T], added, or boolean: False is not attended to. values: [B, heads, T, d];
+        output: [B, heads, R, d], which softmax(q k^T * scale + mask) values is written to.
     """
+    dtype = torch.promote_types(q.dtype, torch.float32) if total is None else total.dtype
     if mask is not None:
         if mask.dtype == torch.bool:
-            mask = torch.zeros_like(mask, dtype=total.dtype).masked_fill(~mask, -torch.inf)
-        mask = mask.to(total.dtype).expand(len(q), heads, q.shape[1], k.shape[1])
-    queries = (q.to(total.dtype) * scale).unflatten(-1, (heads, -1)).transpose(1, 2).contiguous()  # [B, heads, R, d]
-    keys = k.to(total.dtype).unflatten(-1, (heads, -1)).permute(0, 2, 3, 1).contiguous()  # [B, heads, d, T]
+            mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, -torch.inf)
+        mask = mask.to(dtype).expand(len(q), heads, q.shape[1], k.shape[1])
+    queries = (q.to(dtype) * scale).unflatten(-1, (heads, -1)).transpose(1, 2).contiguous()  # [B, heads, R, d]
+    keys = k.to(dtype).unflatten(-1, (heads, -1)).permute(0, 2, 3, 1).contiguous()  # [B, heads, d, T]
     if values is not None:
-        values = values.to(total.dtype).contiguous()
-    step = max(1, slice_bytes(q.device) // (k.shape[1] * total.element_size()))
-    room = total.new_empty(min(step, q.shape[1]), k.shape[1])
+        values = values.to(dtype).contiguous()
+    step = max(1, slice_bytes(q.device) // (k.shape[1] * dtype.itemsize))
+    room = queries.new_empty(min(step, q.shape[1]), k.shape[1])
     for b in range(len(q)):
         for start in range(0, q.shape[1], step):
-            rows = total[b, start : start + step]
-            probabilities = room[: len(rows)]
+            probabilities = room[: min(step, q.shape[1] - start)]
             for head in range(heads):
                 torch.mm(queries[b, head, start : start + step], keys[b, head], out=probabilities)
                 if mask is not None:
                     probabilities += mask[b, head, start : start + step]
                 torch.softmax(probabilities, -1, out=probabilities)
-                rows.add_(probabilities, alpha=1 / heads)
+                if total is not None:
+                    total[b, start : start + step].add_(probabilities, alpha=1 / heads)
                 if values is not None and output is not None:
                     output[b, head, start : start + step] = probabilities @ values[b, head]
 

@@ -150,11 +150,15 @@ def test_on_a_cpu_the_output_comes_from_the_probabilities_that_are_kept(name, si
     inputs = (latents.double(), 300, context.double())
     with torch.no_grad(), Asked() as unwatched:
         model(*inputs, added_cond_kwargs=double(added))
+    kinds = [Needs(attention=True, cross=True), Needs(attention=True), Needs(features=frozenset({"conv_in"}))]
     with Asked() as watched:
-        capture(model, *inputs, double(added), Needs(attention=True, cross=True))
+        for needs in kinds:
+            capture(model, *inputs, double(added), needs)
     assert unwatched.times > 0
     assert watched.times == 0
     torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-10, atol=1e-12)
+    for other in outputs[2:]:  # what is kept moves nothing, not by a bit
+        torch.testing.assert_close(other, outputs[1], rtol=0, atol=0)
 
 
 def test_each_image_of_a_batch_is_alone():
