@@ -615,7 +615,7 @@ def test_a_server_that_is_busy_is_asked_again():
 
 def test_a_bucket_that_is_not_there_is_one_sentence(store, manifest):
     run = segment(manifest, store.uri("x").replace(store.bucket, "nobody"))
-    assert run.exit_code == 2
+    assert run.exit_code == 1
     one_sentence(run, "NO_SUCH_BUCKET")
 
 
