@@ -208,7 +208,7 @@ class Recorder(TorchFunctionMode):
         scale: float | None = None,
         **other: Any,
     ) -> Tensor | None:
-        """What torch's function gives where that falls out, else None.
+        """Keeps of a layer's attention what is asked for. On a CPU gives what torch's function would; else None.
 
         query: [B, heads, R, d]. key, value: [B, heads, T, d].
         """

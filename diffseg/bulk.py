@@ -83,6 +83,7 @@ def segment(
 def _segment(
     request: Request, load: Callable[[Callable[..., DiffSeg]], tuple[DiffSeg, Settings]], options: Mapping[str, Any]
 ) -> bool:
+    """`segment`, but for a store that does not answer before the first part."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's Ctrl-C
     scanned = parts.scan(request.manifest)

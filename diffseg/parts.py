@@ -236,9 +236,9 @@ def check(out: str, run: Run, numbers: Sequence[int]) -> tuple[list[int], int]:
         part = folder.child(part_name(number))
         try:
             metadata = _metadata(part)
-        except UserError as error:
-            if isinstance(error, StoreError):
-                raise
+        except StoreError:
+            raise
+        except UserError:
             return number, None
         return number, _check_run(metadata, number, part, run).get("failed", 0)
 
