@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache, partial
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -111,6 +112,8 @@ class Observation:
 class Recorder(TorchFunctionMode):
     """Watches one pass of a network, inside `with`; it is left as it was, also when the pass fails.
 
+    Passes that other threads make of the same network meanwhile are theirs: each recorder sees its own thread's alone.
+
     Maps are accumulated in place: no layer's per-head probabilities are ever held.
 
     Args:
@@ -153,11 +156,16 @@ class Recorder(TorchFunctionMode):
         self._watching = False
 
     def __enter__(self) -> Recorder:
+        thread = get_ident()
+
+        def here(hook: Callable[..., None]) -> Callable[..., None]:
+            return lambda *args: hook(*args) if get_ident() == thread else None
+
         for name, layer in self._layers.items():
-            self._hooks.append(layer.register_forward_pre_hook(partial(self._enter, name)))
-            self._hooks.append(layer.register_forward_hook(self._leave))
+            self._hooks.append(layer.register_forward_pre_hook(here(partial(self._enter, name))))
+            self._hooks.append(layer.register_forward_hook(here(self._leave)))
         for name, module in self._modules.items():
-            self._hooks.append(module.register_forward_hook(partial(self._keep, name)))
+            self._hooks.append(module.register_forward_hook(here(partial(self._keep, name))))
         return self
 
     def __exit__(self, *error: Any) -> None:

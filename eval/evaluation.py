@@ -102,6 +102,7 @@ class Experiment:
     device: str = "auto"
     batch_size: int = 8  # images per forward pass; on a CPU always one by one
     workers: int = 2  # processes that read images
+    streams: int = 1  # images that a CPU works on at a time
     cluster: Cluster | None = None  # where label maps are made; None: in this process
     workers_write: bool = False  # in the run's folder, which they share with this process; or it writes what they send
     shard: Sequence[int] = (0, 1)  # [i, n]: every n-th image, from the i-th
@@ -361,6 +362,7 @@ def _predicted(experiment: Experiment, run: Run, keys: Sequence[str], device: st
         experiment.workers,
         experiment.skip_errors,
         experiment.prompts,
+        experiment.streams,
     )
 
 

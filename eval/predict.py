@@ -1,18 +1,21 @@
 """Data set -> label maps on disk. What is there already is kept, so a killed run continues where it was.
 
-Images are read by worker processes and maps written by threads, and a GPU is given the next batch's pass before one
-batch is merged, so that the model never waits; one forward pass serves all segmenters that look alike.
+Images are read by worker processes and maps written by threads. A GPU is given the next batch's pass before one batch
+is merged, so that it never waits; the cores of a CPU work on several images at a time. One forward pass serves all
+segmenters that look alike.
 """
 
 from __future__ import annotations
 
 import time
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -23,6 +26,7 @@ from torch.utils.data import Dataset as TorchDataset
 from diffseg.attention import Look, Needs, Observation, Size
 from diffseg.backbones.base import Backbone
 from diffseg.datasets.base import DataError, Dataset, Words
+from diffseg.devices import full_float32
 from diffseg.errors import UserError
 from diffseg.eval.progress import track
 from diffseg.eval.runs import Run
@@ -138,6 +142,7 @@ def predict(
     workers: int = 2,
     skip_errors: bool = False,
     prompts: str = "classes",
+    streams: int = 1,
 ) -> tuple[int, float]:
     """Writes the label maps of the keys that lack one.
 
@@ -147,7 +152,8 @@ def predict(
         batch_size: images per forward pass on a GPU; on a CPU they go one by one, so that labels do not depend on it to
             the last bit. workers: reading processes.
         skip_errors: leave out images that cannot be read, and record why, instead of stopping.
-        prompts: what prompted looks say, see `Dataset.words`.
+        prompts: what prompted looks say, see `Dataset.words`. streams: images that a CPU works on at a time, each with
+            its share of torch's threads.
 
     Returns:
         How many images were segmented, and in how many seconds, once the model was loaded.
@@ -166,6 +172,7 @@ def predict(
     prompted = prompts if any(asked.prompted for asked in needs) else None
     sizes = [dataset.size, *sorted({asked.size for asked in needs if asked.size} - {dataset.size})]
     on_cpu = backbone is None or backbone.device.type == "cpu"
+    streams = min(streams, torch.get_num_threads()) if on_cpu and not prompted else 1  # tokenizers are for one thread
     pin = backbone is not None and backbone.device.type == "cuda"
     multiple = backbone.multiple if backbone and dataset.prepare == "whole" else 1
     images_read = _Loader(dataset, todo, sizes, multiple, told, prompted)
@@ -177,14 +184,14 @@ def predict(
     with killed_readers_told(), ThreadPoolExecutor(_WRITERS) as writer:
         writing: list[Future] = []
         begin = partial(_passes, backbone, look, segmenters)
-        for read, passes in _begun(track(batches, "predict", len(todo)), begin, ahead=not on_cpu):
-            while passes:  # what one has shown is let go before the next
-                alike = passes.pop(0)
-                for name, labels in alike.segmented():
-                    for image, image_labels in zip(alike.images, labels, strict=True):
-                        _check_labels(name, image.key, image_labels, image.shape)
-                        writing.append(writer.submit(_write_map, run.map(name, image.key), image_labels))
-                del alike
+        tracked = track(batches, "predict", len(todo))
+        for read, segmented in (
+            _streamed(tracked, begin, streams) if streams > 1 else _begun(tracked, begin, not on_cpu)
+        ):
+            for images, name, labels in segmented:
+                for image, image_labels in zip(images, labels, strict=True):
+                    _check_labels(name, image.key, image_labels, image.shape)
+                    writing.append(writer.submit(_write_map, run.map(name, image.key), image_labels))
             done += sum(len(group.images) for group in read.groups)
             for image in read.images:
                 if image.error:
@@ -207,23 +214,70 @@ class _Pass:
     segmenters: Mapping[str, Segmenter | Oracle]
     batch: Batch
 
-    def segmented(self) -> Iterator[tuple[str, list[np.ndarray]]]:
-        """(name, labels of each image) of every segmenter."""
+    def segmented(self, turns: Mapping[str, Lock] | None = None) -> Iterator[_Segmented]:
+        """The labels of every segmenter. turns: by its name, for segmenters that other threads use as well."""
         truths = [image.truth for image in self.images]
         for name, segmenter in self.segmenters.items():
-            yield name, segment(segmenter, self.batch, truths)
+            with turns[name] if turns else nullcontext():
+                labels = segment(segmenter, self.batch, truths)
+            yield self.images, name, labels
+
+
+_Segmented = tuple[Sequence[Loaded], str, list[np.ndarray]]  # images, the name of a segmenter, labels of each image
+
+
+def _segmented(passes: list[_Pass]) -> Iterator[_Segmented]:
+    """The labels that passes end in; what one pass has shown is let go before the next."""
+    while passes:
+        yield from passes.pop(0).segmented()
+
+
+def _streamed(
+    batches: Iterable[Read], begin: Callable[[Read], list[_Pass]], streams: int
+) -> Iterator[tuple[Read, list[_Segmented]]]:
+    """Batches in order with their labels, `streams` of them at a time, each in a thread with its share of torch's.
+
+    Two cores are busier with two images than with one: small layers do not fill both. Passes are made side by side; a
+    segmenter has one image at a time, so that it may keep what it likes.
+    """
+    threads = torch.get_num_threads()
+    turns: dict[str, Lock] = defaultdict(Lock)
+
+    def segmented(passes: list[_Pass]) -> list[_Segmented]:
+        labels: list[_Segmented] = []
+        while passes:
+            alike = passes.pop(0)
+            alike.batch.start()
+            labels += alike.segmented(turns)
+        return labels
+
+    under_way: deque[tuple[Read, Future[list[_Segmented]]]] = deque()
+    own = partial(torch.set_num_threads, threads // streams)
+    with full_float32(), ThreadPoolExecutor(streams, initializer=own) as pool:  # what it sets is set for all threads
+        try:
+            for read in batches:
+                under_way.append((read, pool.submit(segmented, begin(read))))
+                if len(under_way) > streams:
+                    first, labels = under_way.popleft()
+                    yield first, labels.result()
+            while under_way:
+                first, labels = under_way.popleft()
+                yield first, labels.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(threads)
 
 
 def _begun(
     batches: Iterable[Read], begin: Callable[[Read], list[_Pass]], ahead: bool
-) -> Iterator[tuple[Read, list[_Pass]]]:
-    """Batches with their passes. ahead: the first pass of the next batch is started before one is handed on, so that a
-    GPU has work while this process waits for what the batch's segments need."""
+) -> Iterator[tuple[Read, Iterator[_Segmented]]]:
+    """Batches with their labels, made when asked for. ahead: the first pass of the next batch is started before one is
+    handed on, so that a GPU has work while this process waits for what the batch's segments need."""
     waiting = None
     for read in batches:
         passes = begin(read)
         if not ahead:
-            yield read, passes
+            yield read, _segmented(passes)
             continue
         if passes:
             with suppress(
@@ -232,7 +286,7 @@ def _begun(
                 passes[0].batch.start()
         if waiting:
             yield waiting
-        waiting = read, passes
+        waiting = read, _segmented(passes)
     if waiting:
         yield waiting
 

@@ -134,6 +134,7 @@ def experiment_of(config: dict[str, Any], choices: Mapping[str, str], command: s
         device=config["device"],
         batch_size=config["batch_size"],
         workers=min(8, _cores()) if on_ray else config["workers"],
+        streams=config["streams"],
         cluster=Cluster(**{key: config["ray"][key] for key in _OF_CLUSTER}) if on_ray else None,
         workers_write=config["ray"]["write"] == "workers",
         shard=config["shard"],

@@ -48,6 +48,7 @@ class Options(BaseModel):
     workers: Annotated[int, Field(ge=0, le=1024)] | Literal["ray"] = Field(
         description="a whole number, at least 0, or ray"
     )
+    streams: int = Field(ge=1, le=1024, description="a whole number, at least 1")
     ray: dict[str, Any] = Field(description="settings of a cluster: ray.address=... and others")
     shard: list[int] = Field(min_length=2, max_length=2, description="[i, n], two whole numbers with 0 <= i < n")
     on_error: Literal["stop", "skip"] = Field(description="stop or skip")

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from threading import Lock
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -37,6 +38,7 @@ class LatentModel(Backbone):
     name: str
     defaults: Mapping[str, float] = field(default_factory=dict)
     _encoded: dict[tuple[str, ...], tuple[Any, ...]] = field(default_factory=dict, repr=False, kw_only=True)
+    _encoding: Lock = field(default_factory=Lock, repr=False, kw_only=True)  # tokenizers are for one thread at a time
 
     @classmethod
     def _loaded(
@@ -122,9 +124,10 @@ class LatentModel(Backbone):
     def encoded(self, prompts: Sequence[str]) -> tuple[Any, ...]:
         """`_encode` of the prompts; one batch is worth keeping: the empty one, image after image."""
         key = tuple(prompts)
-        if key not in self._encoded:
-            self._encoded = {key: self._encode(list(prompts))}
-        return self._encoded[key]
+        with self._encoding:
+            if key not in self._encoded:
+                self._encoded = {key: self._encode(list(prompts))}
+            return self._encoded[key]
 
     @abstractmethod
     def _encode(self, prompts: list[str]) -> tuple[Any, ...]:
