@@ -100,8 +100,8 @@ def dbscan(distances: Tensor, eps: float, min_samples: int = 5) -> Tensor:
     segment; where there is no cluster at all, the image is one segment.
 
     Args:
-        distances: [N, N]. eps: radius of a neighbourhood, > 0. min_samples: positions in it, itself counted, that make a
-            core.
+        distances: [N, N]. eps: radius of a neighbourhood, > 0. min_samples: positions in it, itself counted, that make
+            a core.
 
     Returns:
         int64 [N], 0..K-1.

@@ -55,9 +55,7 @@ class MaskCut(Segmenter):
         return as_numpy(upsample_labels(labels, image.size))
 
 
-def objects(
-    features: Tensor, size: Size, threshold: float, masks: int, found: list[Tensor] | None = None
-) -> Tensor:
+def objects(features: Tensor, size: Size, threshold: float, masks: int, found: list[Tensor] | None = None) -> Tensor:
     """Objects, one after the other, each cut from what the ones before have left.
 
     Args:
