@@ -127,10 +127,10 @@ def _joined(statistics: Sequence[Statistics], segments: Sequence[np.ndarray]) ->
 def _area(sums: Mapping[str, np.ndarray], settings: int, protocol: Protocol, metric: str) -> np.ndarray:
     """float64 [sets]: trapezoids over log2 of the mean number of segments, over their span; without one, the mean."""
     height = np.stack([protocol.metrics(_of(sums, i))[metric] for i in range(settings)])  # [settings, sets]
-    width = np.log2(np.stack([sums[f"{i} segments"] / sums["count of images"] for i in range(settings)]))
-    span = width[-1] - width[0]
-    steps = np.diff(width, axis=0) * (height[1:] + height[:-1]) / 2
-    with np.errstate(invalid="ignore", divide="ignore"):
+    with np.errstate(invalid="ignore", divide="ignore"):  # of a set without images, nothing is a number
+        width = np.log2(np.stack([sums[f"{i} segments"] / sums["count of images"] for i in range(settings)]))
+        span = width[-1] - width[0]
+        steps = np.diff(width, axis=0) * (height[1:] + height[:-1]) / 2
         return np.where(span > 0, steps.sum(0) / span, height.mean(0))
 
 

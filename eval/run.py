@@ -199,7 +199,10 @@ def _method_of(settings: Any, node: str) -> Segmenter | Oracle:
     check_options(looking, LookOptions, f"{node}.")
     inner = {key: _method_of(value, f"{node}.{key}") for key, value in settings.items() if _is_method(value)}
     own = {key: value for key, value in settings.items() if key not in of_look and key not in inner}
-    made = make(own, node, Segmenter, Oracle, **inner)
+    try:
+        made = make(own, node, Segmenter, Oracle, **inner)
+    except UserError as error:  # of several methods with a threshold, say whose it is
+        raise UserError(str(error) if str(error).startswith(node) else f"{node}: {error}") from error
     if looking:
         made.look = replace(made.look, **{key: _frozen(value) for key, value in looking.items()})
     return made

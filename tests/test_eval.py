@@ -623,6 +623,7 @@ def test_label_values_and_sizes_that_do_not_fit(photos):
         (["dataset=folder"], "dataset.root must be given"),
         (["segmenters.diffseg.threshold=0"], "threshold must be above 0"),
         (["segmenters.diffseg.threshold=-1"], "threshold must be above 0"),
+        (["vary={threshold:[0.5,0]}"], "segmenters.threshold=0: threshold must be above 0, got 0"),
         (
             ["segmenters.diffseg.threshold=abc"],
             "segmenters.diffseg.threshold must be a number or a list of numbers, got 'abc'",
@@ -695,7 +696,7 @@ def test_bad_settings_are_one_sentence(tmp_path, overrides, words):
 def test_a_bad_setting_on_the_command_line_is_one_line(tmp_path):
     ran = command("segmenters.diffseg.threshold=0", cwd=tmp_path)
     assert (ran.returncode, ran.stdout) == (2, "")
-    assert ran.stderr == "diffseg-eval: threshold must be above 0, got 0\n"
+    assert ran.stderr == "diffseg-eval: segmenters.diffseg: threshold must be above 0, got 0\n"
     assert not list(tmp_path.iterdir())
 
 
@@ -790,7 +791,7 @@ def test_a_sweep_ends_with_one_table(tmp_path):
     (sweep,) = (tmp_path / "out" / "sweeps").iterdir()
     rows = pd.read_csv(sweep / "table.csv")
     assert list(rows["segmenters.diffseg.threshold"]) == [0.3, 0.0, 0.6]
-    assert rows["error"].tolist()[1] == "threshold must be above 0, got 0"
+    assert rows["error"].tolist()[1] == "segmenters.diffseg: threshold must be above 0, got 0"
     for i, name in ((0, 0), (2, 2)):
         summary = json.loads((tmp_path / "out" / rows["run"][i] / "summary.json").read_text())
         assert rows["miou"][name] == pytest.approx(summary["segmenters"]["diffseg"]["miou"])
@@ -934,6 +935,22 @@ def test_the_same_images_under_every_method(tmp_path):
         refused = command("gallery", summary["folder"], *arguments, cwd=tmp_path)
         assert refused.returncode == 2
         assert words in refused.stderr
+
+
+def test_photos_without_labels_under_every_method(tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name, colour in (("a", "red"), ("b", "blue")):
+        Image.new("RGB", (96, 64), colour).save(photos / f"{name}.png")
+    data = ["dataset=folder", f"dataset.root={photos}", "dataset.size=64", *WITHOUT_MODEL[:2]]
+    evaluation.evaluate(run.experiment_of(*configured(*data, f"run={tmp_path / 'run'}")))
+    root = f"dataset.root={photos}"
+    drawn = command("gallery", tmp_path / "run", root, "--side", "64", "--out", "g.png", cwd=tmp_path)
+    assert (drawn.returncode, drawn.stdout.strip()) == (0, "g.png"), drawn.stderr
+    picture = np.asarray(Image.open(tmp_path / "g.png"))
+    assert picture.shape == (20 + 2 * 70 + 6, 2 * 70 + 6, 3)  # a line, two rows; photo, grid
+    assert (picture[58, 38] == (255, 0, 0)).all()
+    assert len(np.unique(picture[26:90, 76:140].reshape(-1, 3), axis=0)) > 9  # nine segments on one colour
 
 
 def test_nothing_of_a_run_that_is_compared_is_executed(tmp_path):

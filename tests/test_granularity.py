@@ -50,6 +50,12 @@ def test_settings_come_in_the_order_of_their_segments_and_the_area_is_over_their
     assert low == pytest.approx(high)  # all images are alike
 
 
+@pytest.mark.filterwarnings("error")
+def test_the_curve_of_a_single_image():
+    curve = granularity(["a", "b"], [[HALF], [WHOLE]], [np.array([1]), np.array([2])], Majority(), "accuracy")
+    assert (curve["ods"], curve["ods_setting"], curve["area"]) == (1, "b", 0.75)
+
+
 def test_ranks_by_hand():
     assert ranks({"a": 0.5, "b": 0.9, "c": 0.5, "d": None}) == {"a": 2, "b": 1, "c": 2, "d": 4}
 

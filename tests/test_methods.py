@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,9 @@ from sklearn.cluster import SpectralClustering
 from diffseg.attention import Look, Needs, Observation
 from diffseg.errors import UserError
 from diffseg.eval.straightforward import straightforward_ncut
-from diffseg.methods import diffcut, ncut, walk
+from diffseg.methods import autosc, clustering, diffcut, maskcut, ncut, walk
 from diffseg.methods.autosc import AutoSC, auto_clusters, largest_gap
+from diffseg.methods.clustering import Dbscan
 from diffseg.methods.diffcut import DiffCut, concepts
 from diffseg.methods.maskcut import MaskCut, objects
 from diffseg.methods.merging import Merging
@@ -347,6 +349,24 @@ def test_settings_share_what_they_have_in_common(monkeypatch):
         DiffCut(threshold, size=None).segment(batch[0])
         Walk(threshold).segment(batch[0])
     assert len(made) == 2  # one for each method, not for each threshold
+
+
+def test_what_all_settings_share_is_computed_once(monkeypatch):
+    """Distances of all eps, objects of all numbers of masks, clusters refined or not: equal to those computed alone."""
+    calls = Counter()
+    for module, name in ((clustering, "pairwise_kl"), (maskcut, "salient_object"), (autosc, "auto_clusters")):
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, real=real, name=name: calls.update([name]) or real(*a))
+    quarters = halves() + 2 * halves().T
+    methods = [Dbscan(eps) for eps in (0.2, 0.5, 2.0)]
+    methods += [MaskCut(0.6, masks) for masks in (2, 1, 3)]
+    methods += [AutoSC(size=None), Refined(AutoSC(size=None))]
+    batch = batch_of(quarters)
+    together = [method.segment(batch[0]) for method in methods]
+    assert calls == {"pairwise_kl": 1, "salient_object": 3, "auto_clusters": 1}
+    for method, labels in zip(methods, together, strict=True):
+        np.testing.assert_array_equal(labels, method.segment(batch_of(quarters)[0]))
+    assert [len(np.unique(labels)) for labels in together[3:5]] == [3, 2]  # the objects, and the rest
 
 
 # --- naming -----------------------------------------------------------------------------------------------------------

@@ -237,6 +237,7 @@ EXPECTED = {
         "run": ["KeyboardInterrupt"],
     },
     "eval/run.py": {
+        "_method_of": ["UserError"],  # raised on, with the segmenter that it is about
         "make": ["InstantiationException"],  # raises the constructor's own error
         "_imported": ["(ImportError, ValueError)"],  # Hydra's; what somebody's module raised is raised on
         "composed": ["(HydraException, OmegaConfBaseException)"],

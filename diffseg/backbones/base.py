@@ -161,7 +161,8 @@ class Backbone(ABC):
             raise UserError(
                 f"attention at {h} x {w} positions of {count} image{'s' * (count > 1)} takes about "
                 f"{needed / (1 << 30):.1f} GiB and {free / (1 << 30):.1f} GiB are free on {self.device}: choose a "
-                f"smaller size (dataset.size) or batch_size, fewer selections of layers, or another device"
+                f"smaller size (--size, or dataset.size of an evaluation) or batch_size, fewer selections of layers, "
+                f"or another device"
             )
 
 

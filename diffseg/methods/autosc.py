@@ -26,9 +26,12 @@ class AutoSC(ByFeatures):
 
     def groups(self, images: Sequence[Observed]) -> list[Tensor]:
         """The spectral clusters of each grid, int64 [h, w]."""
-        return [
-            auto_clusters(self.tokens(image)).view(image.features(self.layer, self.look).shape[1:]) for image in images
-        ]
+        return [self._clusters(image).view(image.features(self.layer, self.look).shape[1:]) for image in images]
+
+    def _clusters(self, image: Observed) -> Tensor:
+        """The image's clusters, which all settings share, refined or not."""
+        key = ("clusters", self.layer, self.look, image.index)
+        return image.batch.once(key, lambda: auto_clusters(self.tokens(image)))
 
 
 @torch.no_grad()

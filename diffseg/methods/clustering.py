@@ -57,9 +57,11 @@ class Dbscan(Segmenter):
     def segment(self, image: Observed) -> np.ndarray:
         """Labels int64 [H, W], 0..K-1."""
         eps = self.eps * image.scale(self.weights, self.look)
-        return upsample_labels(
-            dbscan(image.attention(self.weights, self.look), eps, self.min_samples), image.size
-        ).numpy()
+        key = ("pairwise distances", self.weights, self.look, image.index)
+        attention = image.attention(self.weights, self.look)
+        distances = image.batch.once(key, lambda: pairwise_kl(attention))  # which all eps share
+        found = dbscan(distances, eps, self.min_samples)
+        return upsample_labels(found.view(attention.shape[:2]), image.size).numpy()
 
 
 def kmeans(attention: Tensor, clusters: int, seed: int = 0) -> Tensor:
@@ -91,28 +93,26 @@ def pairwise_kl(attention: Tensor) -> Tensor:
     return ((entropy[:, None] + entropy - cross - cross.T) / 2).clamp_min_(0).fill_diagonal_(0)
 
 
-def dbscan(attention: Tensor, eps: float, min_samples: int = 5) -> Tensor:
-    """DBSCAN over the h*w maps with DiffSeg's own distance D.
+def dbscan(distances: Tensor, eps: float, min_samples: int = 5) -> Tensor:
+    """DBSCAN over positions by their distances: of their maps, DiffSeg's own D (`pairwise_kl`).
 
     Positions that DBSCAN calls noise join the cluster of the nearest position that has one, since every pixel needs a
     segment; where there is no cluster at all, the image is one segment.
 
     Args:
-        attention: [h, w, h, w]. eps: radius of a neighbourhood in nats, > 0. min_samples: maps in it, itself counted,
-            that make a core.
+        distances: [N, N]. eps: radius of a neighbourhood, > 0. min_samples: positions in it, itself counted, that make
+            a core.
 
     Returns:
-        int64 [h, w], 0..K-1.
+        int64 [N], 0..K-1.
     """
     if eps <= 0 or min_samples < 1:
         raise UserError(f"eps must be above 0 and min_samples at least 1, got {eps} and {min_samples}")
-    h, w = attention.shape[:2]
-    distances = pairwise_kl(attention)
     fitted = DBSCAN(eps=eps, min_samples=min_samples, metric="precomputed").fit(distances.cpu().numpy())
     labels = torch.from_numpy(fitted.labels_.astype(np.int64))
     noise, clustered = (labels < 0).nonzero().flatten(), (labels >= 0).nonzero().flatten()
     if len(clustered) == 0:
-        return torch.zeros(h, w, dtype=torch.int64)
+        return torch.zeros(len(labels), dtype=torch.int64)
     nearest = distances.cpu()[noise][:, clustered].argmin(1)
     labels[noise] = labels[clustered[nearest]]
-    return labels.view(h, w)
+    return labels

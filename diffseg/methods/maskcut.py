@@ -49,23 +49,30 @@ class MaskCut(Segmenter):
         """Labels int32 [H, W]: the objects in the order they were found, and last the rest."""
         features = image.features(self.layer, self.look)  # [C, h, w]
         size = (features.shape[1], features.shape[2])
-        labels = objects(features.flatten(1).T, size, self.threshold, self.masks)
+        key = ("objects", self.layer, self.look, self.threshold, image.index)
+        found: list[Tensor] = image.batch.once(key, list)
+        labels = objects(features.flatten(1).T, size, self.threshold, self.masks, found)
         return as_numpy(upsample_labels(labels, image.size))
 
 
-def objects(features: Tensor, size: Size, threshold: float, masks: int) -> Tensor:
+def objects(features: Tensor, size: Size, threshold: float, masks: int, found: list[Tensor] | None = None) -> Tensor:
     """Objects, one after the other, each cut from what the ones before have left.
 
     Args:
-        features: [h*w, C], row by row. size: (h, w). threshold: tau. masks: N.
+        features: [h*w, C], row by row. size: (h, w). threshold: tau. masks: N. found: the first objects, bool [h*w]
+            each, as far as they are known; those that lack are added.
 
     Returns:
         int64 [h, w]: 0 for the first object, 1 for the second ..., then the rest; without gaps.
     """
-    labels = torch.full((len(features),), masks, dtype=torch.int64, device=features.device)
+    found = [] if found is None else found
+    left = torch.ones(len(features), dtype=torch.bool, device=features.device)
+    labels = torch.full_like(left, masks, dtype=torch.int64)
     for index in range(masks):
-        mask = salient_object(features * (labels == masks)[:, None], size, threshold) & (labels == masks)
-        labels[mask] = index
+        if index == len(found):
+            found.append(salient_object(features * left[:, None], size, threshold) & left)
+        labels[found[index]] = index
+        left = left & ~found[index]
     return labels.unique(return_inverse=True)[1].view(size)
 
 

@@ -14,13 +14,19 @@ from diffseg.errors import UserError, did_you_mean
 from diffseg.eval.runs import Run, find_run
 from diffseg.eval.score import image_scores, read_counts, read_summary
 from diffseg.eval.show.drawing import save
-from diffseg.eval.show.examples import Panel, example, rule_of_images
+from diffseg.eval.show.examples import Panel, example, rule_of_images, unlabelled_example
 
 _MARGIN, _LINE = 6, 20  # pixels
 
 
 def rows_of(run: Run, dataset: Dataset, keys: Sequence[str], segmenters: Sequence[str]) -> list[list[Panel]]:
-    """For each image its photo, its truth, and each method's segments in the colours of the classes they match."""
+    """For each image its photo, its truth, and each method's segments in the colours of the classes they match.
+
+    Without labels its photo, and each method's segments on it.
+    """
+    if not dataset.labelled:
+        pairs = [[unlabelled_example(dataset, {"key": k}, run.map(s, k)).panels for s in segmenters] for k in keys]
+        return [[of_image[0][0], *(panels[1] for panels in of_image)] for of_image in pairs]
     rule = rule_of_images(dataset)
     images = {name: image_scores(read_counts(run, name)[0], rule).set_index("key") for name in segmenters}
     rows = []
@@ -51,6 +57,12 @@ def sheet(headings: Sequence[str], rows: Sequence[Sequence[Panel]], side: int) -
     return made
 
 
+def _name_of_data(run: Run) -> str:
+    """The name of a run's data set, which its scores have; without them it may be a folder of photos without labels."""
+    is_folder = run.identity["dataset"].get("_target_") == "diffseg.datasets.folder.Folder"
+    return "folder" if is_folder and not run.summary.exists() else read_summary(run)["dataset"]["name"]
+
+
 def _chosen(there: Sequence[str], wanted: str | None, what: str) -> list[str]:
     """Those of a list, separated by commas, that there are; None: all."""
     names = list(there) if wanted is None else [name.strip() for name in wanted.split(",")]
@@ -76,14 +88,20 @@ def command(dataset_of: Callable[[Run, str, Sequence[str]], Dataset]) -> typer.T
         side: Annotated[int, typer.Option(min=32, max=1024, help="Pixels a side of each picture.")] = 160,
         out: Annotated[Path | None, typer.Option(help="Picture to write. (default: RUN/gallery.jpg)")] = None,
     ) -> None:
-        """Draws the same images under every method of a run, in the colours of the classes that segments match."""
+        """Draws the same images under every method of a run, in the colours of the classes that segments match.
+
+        Photos without labels are drawn under their segments.
+        """
         found = find_run(run)
-        dataset = dataset_of(found, read_summary(found)["dataset"]["name"], data or [])
+        dataset = dataset_of(found, _name_of_data(found), data or [])
         names = _chosen(found.segmenters, segmenters, "method")
-        there = list(read_counts(found, names[0])[0]["key"])
+        if dataset.labelled:
+            heads, there = ["photo", "truth"], list(read_counts(found, names[0])[0]["key"])
+        else:
+            heads, there = ["photo"], list(dataset.keys)
         chosen = there[:count] if keys is None else _chosen(there, keys, "image")
         path = out or run / "gallery.jpg"
-        save(sheet(["photo", "truth", *names], rows_of(found, dataset, chosen, names), side), path)
+        save(sheet([*heads, *names], rows_of(found, dataset, chosen, names), side), path)
         typer.echo(path)
 
     return app
