@@ -3,6 +3,7 @@ RUN = .venv/bin/python
 EVAL = .venv/bin/diffseg-eval
 
 export OMP_WAIT_POLICY ?= passive
+export THP_MEM_ALLOC_ENABLE ?= 1
 
 .PHONY: help evidence setup eval eval-coco eval-cityscapes eval-voc eval-context eval-ade20k eval-coco-object eval-bsds eval-sixpack check baselines ablations figures tables leaderboard paper test test-quick fuzz data-coco data-voc data-context data-ade20k data-bsds data-cityscapes lint docs bench mini clean
 

@@ -47,6 +47,7 @@ from diffseg.eval.predict import predict
 from diffseg.eval.protocols import OneToOne
 from diffseg.eval.runs import Run, circumstances
 from diffseg.eval.score import count, count_all, known_protocols, scores_of
+from diffseg.eval.sharing import cores
 from diffseg.eval.straightforward import straightforward_aggregate, straightforward_merge, straightforward_ncut
 from diffseg.files import check_writable, write
 from diffseg.images import label_image
@@ -188,7 +189,8 @@ def whole_evaluation(seg: DiffSeg, folder: Path, images: int, batch: int, worker
     run = Run(folder / "run", {}, ("diffseg",), None)
     segmenters = {"diffseg": Merging(settings.threshold, anchors=settings.anchors)}
     look = Look(settings.timestep)
-    _, predicting = predict(run, dataset, dataset.keys, segmenters, lambda: seg.model, look, batch, workers)
+    once = partial(predict, run, dataset, dataset.keys, segmenters, lambda: seg.model, look)
+    _, predicting = once(batch_size=batch, workers=workers, streams=min(4, cores()))
     start = time.perf_counter()
     counts = count_all(dataset, run.segmenters, run.map, workers)
     scores_of(counts.images["diffseg"], dataset.classes, OneToOne())

@@ -8,7 +8,7 @@ segmenters that look alike.
 from __future__ import annotations
 
 import time
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext, suppress
@@ -185,9 +185,9 @@ def predict(
         writing: list[Future] = []
         begin = partial(_passes, backbone, look, segmenters)
         tracked = track(batches, "predict", len(todo))
-        for read, segmented in (
-            _streamed(tracked, begin, streams) if streams > 1 else _begun(tracked, begin, not on_cpu)
-        ):
+        turns = {name: Lock() for name in segmenters}
+        many = _streamed(tracked, begin, streams, turns) if streams > 1 else _begun(tracked, begin, ahead=not on_cpu)
+        for read, segmented in many:
             for images, name, labels in segmented:
                 for image, image_labels in zip(images, labels, strict=True):
                     _check_labels(name, image.key, image_labels, image.shape)
@@ -215,10 +215,10 @@ class _Pass:
     batch: Batch
 
     def segmented(self, turns: Mapping[str, Lock] | None = None) -> Iterator[_Segmented]:
-        """The labels of every segmenter. turns: by its name, for segmenters that other threads use as well."""
+        """The labels of every segmenter. turns: of each by name, where other threads use it as well."""
         truths = [image.truth for image in self.images]
         for name, segmenter in self.segmenters.items():
-            with turns[name] if turns else nullcontext():
+            with nullcontext() if turns is None else turns[name]:
                 labels = segment(segmenter, self.batch, truths)
             yield self.images, name, labels
 
@@ -233,15 +233,16 @@ def _segmented(passes: list[_Pass]) -> Iterator[_Segmented]:
 
 
 def _streamed(
-    batches: Iterable[Read], begin: Callable[[Read], list[_Pass]], streams: int
+    batches: Iterable[Read], begin: Callable[[Read], list[_Pass]], streams: int, turns: Mapping[str, Lock]
 ) -> Iterator[tuple[Read, list[_Segmented]]]:
     """Batches in order with their labels, `streams` of them at a time, each in a thread with its share of torch's.
 
     Two cores are busier with two images than with one: small layers do not fill both. Passes are made side by side; a
     segmenter has one image at a time, so that it may keep what it likes.
+
+    turns: a lock for each segmenter, by its name.
     """
     threads = torch.get_num_threads()
-    turns: dict[str, Lock] = defaultdict(Lock)
 
     def segmented(passes: list[_Pass]) -> list[_Segmented]:
         labels: list[_Segmented] = []

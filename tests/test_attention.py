@@ -2,7 +2,9 @@
 
 import copy
 import re
+import threading
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -200,6 +202,35 @@ def test_a_block_that_looks_at_the_prompt_twice_is_no_self_attention():
     context = torch.randn(1, 64, 16)  # as many tokens as positions: numbers alone would not tell
     with pytest.raises(UserError, match="no self-attention"):
         attention_maps(blind, torch.zeros(1, 4, 8, 8), 300, context)
+
+
+def test_threads_that_pass_one_network_at_the_same_time_see_their_own_passes():
+    model, (latents, context, _) = unet("sd1"), inputs_for("sd1", (8, 12), 2)
+    needs = Needs(attention=True, cross=True, features=frozenset({"down_blocks.1.attentions.0"}))
+    jobs = [(latents[i : i + 1], context[i : i + 1]) for i in range(2)]
+
+    def watched(job):
+        return capture(model, job[0], 300, job[1], needs=needs)
+
+    alone = [watched(job) for job in jobs]
+    both = threading.Barrier(2, timeout=60)
+
+    def meet(*_):  # each waits for the other in the middle of its pass
+        both.wait()
+
+    meeting = model.mid_block.register_forward_pre_hook(meet)
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            beside = list(pool.map(watched, jobs))
+    finally:
+        meeting.remove()
+    for expected, seen in zip(alone, beside, strict=True):
+        for kind in ("self_attention", "cross_attention", "features"):
+            maps, others = getattr(expected, kind), getattr(seen, kind)
+            assert maps
+            assert maps.keys() == others.keys()
+            assert all(torch.equal(maps[key], others[key]) for key in maps)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
 def test_features_are_what_a_hook_sees():

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -30,10 +31,11 @@ from diffseg.backbones.diffusion import DiffusionModel
 from diffseg.datasets.base import DataError
 from diffseg.datasets.coco_stuff import CLASSES
 from diffseg.datasets.scenes import Scenes, scene
+from diffseg.errors import UserError
 from diffseg.eval import evaluation, predict, run, score
 from diffseg.eval.check import check, read_reference
 from diffseg.eval.protocols import OneToOne
-from diffseg.eval.runs import find_run
+from diffseg.eval.runs import Run, find_run
 from diffseg.eval.show.ablations import read_ablations
 from diffseg.eval.show.tables import result_table, runs_table
 from diffseg.eval.show.worth import differences_table
@@ -242,6 +244,69 @@ def test_labels_and_scores_do_not_depend_on_how_the_work_is_done(tmp_path):
     assert shards[0] == shards[1] == {}  # the others' maps are still lacking
     assert shards[2]["segmenters"] == plain["segmenters"]
     np.testing.assert_equal(maps_of(shards[2]["folder"]), expected)
+
+
+@pytest.fixture
+def many_threads():
+    """Four of torch's threads, whatever the machine."""
+    usual = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(usual)
+
+
+ARENA = [f"+segmenter@segmenters.{name}={name}" for name in ("walk", "diffcut_pamr", "colour", "kmeans_c")]
+
+
+def test_images_that_a_cpu_works_on_at_the_same_time_are_labelled_as_alone(tmp_path, many_threads):
+    methods = [*SMALL, *ARENA, "segmenters.diffcut_pamr.of.size=128", "stages=[predict]"]
+    evaluated(tmp_path, *methods, "streams=1", f"run={tmp_path / 'alone'}")
+    evaluated(tmp_path, *methods, "streams=9", f"run={tmp_path / 'beside'}")
+    alone, beside = maps_of(tmp_path / "alone"), maps_of(tmp_path / "beside")
+    assert len(alone) == 6 * 5
+    np.testing.assert_equal(beside, alone)
+    assert torch.get_num_threads() == 4
+
+
+class Lazy(Whole):
+    """Says whether it was ever asked for two images at the same time, which it is not made for."""
+
+    def __init__(self):
+        self.busy, self.threads, self.together = False, set(), False
+
+    def segment(self, image):
+        self.together |= self.busy
+        self.busy = True
+        self.threads.add(threading.get_ident())
+        time.sleep(0.05)
+        self.busy = False
+        return super().segment(image)
+
+
+def test_a_method_has_one_image_at_a_time_though_several_are_worked_on(tmp_path, many_threads):
+    data = configured("dataset.count=8", "dataset.size=64")[0]["dataset"]
+    lazy, dataset = Lazy(), instantiate(data)
+    run_ = Run(tmp_path, {}, ("lazy",), None)
+    assert (
+        predict.predict(run_, dataset, dataset.keys, {"lazy": lazy}, lambda: None, Look(), streams=2, workers=0)[0] == 8
+    )
+    assert not lazy.together
+    assert len(lazy.threads) == 2
+
+
+def test_what_stops_one_of_several_images_loses_none_before_it(tmp_path, many_threads):
+    class Fragile(Whole):
+        def segment(self, image):
+            if float(image.pixels.sum()) == bad:
+                raise UserError("this one is too much")
+            return super().segment(image)
+
+    dataset = instantiate(configured("dataset.count=6", "dataset.size=64")[0]["dataset"])
+    bad = float(dataset.image(dataset.keys[3], 64).sum())
+    run_ = Run(tmp_path, {}, ("fragile",), None)
+    with pytest.raises(UserError, match="too much"):
+        predict.predict(run_, dataset, dataset.keys, {"fragile": Fragile()}, lambda: None, Look(), streams=3, workers=0)
+    assert [key for key in dataset.keys if run_.map("fragile", key).exists()] == dataset.keys[:3]
 
 
 def test_a_control_is_never_called_by_the_trained_models_name(tmp_path):

@@ -293,9 +293,15 @@ def test_jobs_in_parallel_share_the_cores(tmp_path):
     assert all(together[name].read_bytes() == alone[name].read_bytes() for name in together)
 
 
+NAMES = ("OMP_WAIT_POLICY", "THP_MEM_ALLOC_ENABLE")
+
+
 @pytest.mark.parametrize("command", ["diffseg", "diffseg-eval"])
-@pytest.mark.parametrize(("given", "expected"), [({}, "passive"), ({"OMP_WAIT_POLICY": "active"}, "active")])
-def test_commands_let_waiting_threads_sleep_before_torch_loads(command, given, expected):
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, ["passive", "1"]), ({"OMP_WAIT_POLICY": "active", "THP_MEM_ALLOC_ENABLE": "0"}, ["active", "0"])],
+)
+def test_what_threads_and_memory_need_is_said_before_torch_loads(command, given, expected):
     """Said of the door that the command is, and of the moment when torch is first asked for."""
     target = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"][command]
     module, function = target.split(":")
@@ -304,7 +310,7 @@ import os, sys
 class Watch:
     def find_spec(self, name, *rest):
         if name == "torch":
-            print("policy", os.environ.get("OMP_WAIT_POLICY"))
+            print("policy", *(os.environ.get(name) for name in {NAMES}))
             sys.stdout.flush()
             os._exit(0)
 sys.meta_path.insert(0, Watch())
@@ -312,6 +318,6 @@ from {module} import {function}
 sys.argv = [{command!r}, "compare", "a", "b"] if {command!r} == "diffseg-eval" else [{command!r}, "segment", "a.png"]
 {function}()
 """
-    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"} | given
+    environment = {key: value for key, value in os.environ.items() if key not in NAMES} | given
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
-    assert ran.stdout.split() == ["policy", expected], ran.stderr
+    assert ran.stdout.split() == ["policy", *expected], ran.stderr
