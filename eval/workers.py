@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +39,11 @@ def loader(
     )
 
 
+def _end_soon(seconds: float = 5.0) -> None:
+    time.sleep(seconds)
+    os._exit(128 + signal.SIGTERM)
+
+
 def free_shared_bytes(place: Path = Path("/dev/shm")) -> float:
     """Room for what processes share, in bytes; containers often have 64 MiB of it."""
     return shutil.disk_usage(place).free if place.is_dir() else math.inf
@@ -64,11 +70,12 @@ def killed_readers_told() -> Iterator[None]:
 def leave_with_parent(worker: int = 0) -> None:
     """Ends this process when the one that started it is killed; blocked on a full pipe, it would wait for ever.
 
-    A scheduler's warning, which may reach all processes of a job, is that one's to answer: what it does then, this one
-    would have inherited.
+    A scheduler's warning and its SIGTERM, which may reach all processes of a job, are that one's to answer: what it does
+    then, this one would have inherited. Until it has, this one goes on, for some seconds at most.
     """
     for warning in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(warning, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=_end_soon, daemon=True).start())
 
     def watch() -> None:
         parent = multiprocessing.parent_process()

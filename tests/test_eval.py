@@ -465,7 +465,7 @@ def test_golden_attention_end_to_end(tmp_path, monkeypatch):
             return Observation(golden_maps(waiting.pop(0), torch.float32))
 
     monkeypatch.setattr(run, "_load_model", lambda *a, **k: Recorded())
-    overrides = ["dataset=folder", f"dataset.root={tmp_path / 'data'}", "workers=0", "device=cpu"]
+    overrides = ["dataset=folder", f"dataset.root={tmp_path / 'data'}", "workers=0", "streams=1", "device=cpu"]
     for case in cases:
         assert (case["tau"], case["anchors"]) == (cases[0]["tau"], cases[0]["anchors"])
     settings = [
@@ -553,7 +553,8 @@ def test_a_run_killed_at_any_moment_ends_as_if_undisturbed(tmp_path):
 
 @pytest.mark.parametrize(("stop", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_run_that_is_told_to_stop_says_how_to_go_on(tmp_path, stop, status):
-    ended, said = stopped_run(tmp_path, lambda process: process.send_signal(stop))
+    """With all its processes, as by a scheduler or Ctrl-C, while readers read and two images are worked on."""
+    ended, said = stopped_run(tmp_path, lambda process: os.killpg(process.pid, stop), "workers=2", "streams=2")
     assert ended == status
     assert "run the same command again to go on" in said
 
@@ -576,7 +577,8 @@ def stopped_run(tmp_path, stop, *more):
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     program = [sys.executable, "-m", "diffseg.eval.run", *settings]
-    process = subprocess.Popen(program, stderr=subprocess.PIPE, text=True, cwd=tmp_path, preexec_fn=heard)
+    own = {"preexec_fn": heard, "start_new_session": True, "env": os.environ | {"OMP_NUM_THREADS": "2"}}
+    process = subprocess.Popen(program, stderr=subprocess.PIPE, text=True, cwd=tmp_path, **own)
     wait_for(lambda: list(runs.rglob("*/labels/[0-9]*.png")), 60)
     stop(process)
     _, said = process.communicate(timeout=60)
