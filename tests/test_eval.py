@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ import yaml
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import get_class, instantiate
+from omegaconf import open_dict
 from PIL import Image
 from rich.console import Console
 
@@ -43,28 +45,39 @@ from diffseg.methods.clustering import KMeans, KMeansOracle
 from diffseg.methods.controls import ColourKMeans, Whole
 from diffseg.methods.merging import Merging
 from diffseg.observed import Batch, Prompt
+from tests.fresh import Commands
 from tests.test_segmentation import CASES, GOLDEN, golden_maps
 
 CONF = Path(diffseg.conf.__file__).parent
 SMALL = ["dataset.count=6", "dataset.size=128", "segmenters.diffseg.anchors=8", "device=cpu", "workers=0"]
+WITHOUT_MODEL = ["~segmenters.diffseg", "+segmenter@segmenters.grid=grid", "dataset.count=2", "dataset.size=64"]
+WITHOUT_MODEL += ["device=cpu", "workers=0"]
 COCO = Path(__file__).parents[2] / "shared" / "data" / "coco"
 
 
 def configured(*overrides):
     with initialize_config_module("diffseg.conf", version_base="1.3"):
-        choices = compose("config", [*overrides], return_hydra_config=True).hydra.runtime.choices
-        return run.resolved(compose("config", [*overrides])), {
-            key: choices.get(key) or key for key in ("dataset", "model")
-        }
+        config = compose("config", [*overrides], return_hydra_config=True)
+    choices = config.hydra.runtime.choices
+    with open_dict(config):
+        del config["hydra"]
+    return run.resolved(config), {key: choices.get(key) or key for key in ("dataset", "model")}
 
 
 def evaluated(runs, *overrides):
     return evaluation.evaluate(run.experiment_of(*configured(f"runs={runs}", *overrides)))
 
 
-def command(*args, **options):
-    program = [sys.executable, "-m", "diffseg.eval.run", *map(str, args)]
-    return subprocess.run(program, capture_output=True, text=True, check=False, **options)
+@cache
+def commands():
+    """Runs commands in fresh processes; one server for all tests of this process, and it ends with it."""
+    os.environ.setdefault("XDG_CACHE_HOME", str(Path.home() / ".cache"))
+    return Commands()
+
+
+def command(*args, cwd=Path("/"), **options):
+    """`diffseg-eval` in a process of its own: its exit status, and what it said."""
+    return commands()(*args, cwd=cwd, **options)
 
 
 def maps_of(folder):
@@ -479,6 +492,10 @@ def test_golden_attention_end_to_end(tmp_path, monkeypatch):
 # --- what a run survives ----------------------------------------------------------------------------------------------
 
 
+PROCESSES = multiprocessing.get_context("forkserver")  # forks of a clean server that has imported everything once
+PROCESSES.set_forkserver_preload(["tests.preload", __name__])
+
+
 def _evaluate_quietly(config, names):
     multiprocessing.set_start_method("fork", force=True)  # for the reading processes, as in a process of its own
     torch.set_num_threads(1)
@@ -509,14 +526,13 @@ def wait_for(condition, seconds=20):
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_any_moment_ends_as_if_undisturbed(tmp_path):
-    """SIGKILL at 20 random moments of real processes, each time followed by a rerun."""
-    context = multiprocessing.get_context("forkserver")  # a clean server that has imported everything once
-    context.set_forkserver_preload(["tests.preload", __name__])
+@pytest.mark.parametrize(("settings", "times"), [(SMALL, 5), (WITHOUT_MODEL, 15)], ids=["model", "none"])
+def test_a_run_killed_at_any_moment_ends_as_if_undisturbed(tmp_path, settings, times):
+    """SIGKILL at random moments of real processes, each time followed by a rerun."""
 
     def start(runs):
-        settings = [*SMALL, "dataset.count=8", "workers=2", "stages=[predict,score]"]
-        process = context.Process(target=_evaluate_quietly, args=configured(f"runs={runs}", *settings))
+        more = ["dataset.count=8", "dataset.size=128", "workers=2", "stages=[predict,score]"]
+        process = PROCESSES.Process(target=_evaluate_quietly, args=configured(f"runs={runs}", *settings, *more))
         process.start()
         return process
 
@@ -530,12 +546,12 @@ def test_a_run_killed_at_any_moment_ends_as_if_undisturbed(tmp_path):
     whole = finish(tmp_path / "whole")
     files = len([p for p in whole.rglob("*") if p.is_file()])
     moments, interrupted = random.Random(0), 0
-    for i in range(20):
+    for i in range(times):
         runs = tmp_path / str(i)
         process, enough = start(runs), moments.randrange(files)
         while process.is_alive() and len([p for p in runs.rglob("*") if p.is_file()]) < enough:
             time.sleep(0.001)
-        time.sleep(moments.uniform(0, 0.05))
+        time.sleep(moments.uniform(0, 0.05 if settings is SMALL else 0.01))
         readers = children(process.pid)
         process.kill()
         process.join()
@@ -548,7 +564,7 @@ def test_a_run_killed_at_any_moment_ends_as_if_undisturbed(tmp_path):
         np.testing.assert_equal(maps_of(folder), maps_of(whole))
         assert not list(folder.rglob("*.partial"))
         shutil.rmtree(runs)
-    assert interrupted >= 15  # the others had ended just before
+    assert interrupted >= 0.75 * times  # the others had ended just before
 
 
 @pytest.mark.parametrize(("stop", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -570,22 +586,30 @@ def test_a_killed_reading_process_is_one_sentence(tmp_path):
 
 def stopped_run(tmp_path, stop, *more):
     """Starts a long run, stops it once the first map is there; its exit status, and what it said."""
-    runs = tmp_path / "runs"
+    runs, said = tmp_path / "runs", tmp_path / "said"
     settings = [*SMALL, "dataset.count=200", "stages=[predict,score]", f"runs={runs}", *more]
-
-    def heard():  # a shell's background jobs, and so what they start, ignore it
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    program = [sys.executable, "-m", "diffseg.eval.run", *settings]
-    own = {"preexec_fn": heard, "start_new_session": True, "env": os.environ | {"OMP_NUM_THREADS": "2"}}
-    process = subprocess.Popen(program, stderr=subprocess.PIPE, text=True, cwd=tmp_path, **own)
+    process = PROCESSES.Process(target=_command, args=(settings, said))
+    process.start()
     wait_for(lambda: list(runs.rglob("*/labels/[0-9]*.png")), 60)
     stop(process)
-    _, said = process.communicate(timeout=60)
-    assert "Traceback" not in said
+    process.join(60)
+    told = said.read_text()
+    assert "Traceback" not in told
     assert maps_of(runs)
     assert not list(runs.rglob("*.partial"))
-    return process.returncode, said
+    return process.exitcode, told
+
+
+def _command(arguments, said):
+    """The command itself, as a session of its own, with two threads; its stderr goes to a file."""
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    multiprocessing.set_start_method("fork", force=True)  # for the reading processes, as in a process of its own
+    torch.set_num_threads(2)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT), 2)
+    sys.argv = ["diffseg-eval", *arguments]
+    run.main()
 
 
 def test_a_full_disk_keeps_what_is_finished(tmp_path):
@@ -871,7 +895,7 @@ def test_a_sweep_ends_with_one_table(tmp_path):
 def test_a_sweep_in_parallel_processes(tmp_path):
     """Two jobs at a time, each with a reading process of its own."""
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    args = ["-m", "hydra/launcher=local", "runs=out", *SMALL, "workers=1", "timestep=100,200"]
+    args = ["-m", "hydra/launcher=local", "runs=out", *WITHOUT_MODEL, "workers=1", "segmenters.grid.rows=2,3"]
     ran = command(*args, cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.count("┏") == 1  # the sweep's table, and none of jobs side by side
@@ -971,7 +995,7 @@ def test_who_works_is_checked_before_anything_is_made(given, words, tmp_path):
 def test_two_runs_are_compared_on_their_common_images(tmp_path):
     first = evaluated(tmp_path, *SMALL, "segmenters.diffseg.threshold=0.3")
     second = evaluated(tmp_path, *SMALL, "segmenters.diffseg.threshold=0.9", "dataset.count=5")
-    ran = command("compare", first["folder"], second["folder"], cwd=tmp_path, env={**os.environ, "COLUMNS": "100"})
+    ran = command("compare", first["folder"], second["folder"], cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert "B - A on 5 common images" in ran.stdout
     counts = (score.read_counts(find_run(Path(x["folder"])), "diffseg")[0] for x in (first, second))
@@ -1147,10 +1171,6 @@ def scored(tmp_path_factory):
     """The folder of a scored run without a model."""
     place = tmp_path_factory.mktemp("scored")
     return Path(evaluated(place, *WITHOUT_MODEL)["folder"])
-
-
-WITHOUT_MODEL = ["~segmenters.diffseg", "+segmenter@segmenters.grid=grid", "dataset.count=2", "dataset.size=64"]
-WITHOUT_MODEL += ["device=cpu", "workers=0"]
 
 
 def copy_of(folder, place):
