@@ -5,6 +5,7 @@ process reads its environment and its current folder as any other does; what the
 they are imported is the server's.
 """
 
+import gc
 import json
 import os
 import runpy
@@ -27,20 +28,28 @@ LIBRARIES = (
 )  # fmt: skip
 
 
+def begin(place: str, job: dict, stdout: int, stderr: int) -> tuple[socket.socket, int]:
+    """Asks the server at a socket for a process: (what says its exit status in the end, its number).
+
+    job: see `Commands.start`. stdout, stderr: open files of it.
+    """
+    keeper = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    keeper.connect(place)
+    socket.send_fds(keeper, [json.dumps(job).encode()], [stdout, stderr])
+    return keeper, int(keeper.recv(100))
+
+
 class Command:
     """A process that a server has forked, with what `subprocess.Popen` has of it."""
 
-    def __init__(self, job: dict, place: str) -> None:
-        """job: see `Commands.start`; place: the server's socket."""
+    def __init__(self, place: str, job: dict, merged: bool) -> None:
+        """place: the server's socket. job: see `Commands.start`. merged: stderr goes where stdout goes."""
         self.args = job["arguments"]
         self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115
         read, write = os.pipe()
         self.stdout = os.fdopen(read)
-        self._keeper = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._keeper.connect(place)
-        socket.send_fds(self._keeper, [json.dumps(job).encode()], [write, self._stderr.fileno()])
+        self._keeper, self.pid = begin(place, job, write, write if merged else self._stderr.fileno())
         os.close(write)
-        self.pid = int(self._keeper.recv(100))
         self.returncode: int | None = None
 
     def wait(self, timeout: float | None = None) -> int:
@@ -105,13 +114,12 @@ class Commands:
         job = {
             "module": module,
             "script": script and str(script),
-            "merged": merged,
             "arguments": [str(a) for a in arguments],
             "path": [*map(str, path), str(ROOT)],
             "cwd": str(cwd),
             "environment": {**os.environ, **self._environment, **environment},
         }
-        return Command(job, self.place)
+        return Command(self.place, job, merged)
 
     def close(self) -> None:
         """Ends the server."""
@@ -142,7 +150,7 @@ def keep(connection: socket.socket) -> dict:
     pid = os.fork()
     if not pid:
         connection.close()
-        for number, descriptor in ((1, descriptors[0]), (2, descriptors[0 if job["merged"] else 1])):
+        for number, descriptor in enumerate(descriptors, 1):
             os.dup2(descriptor, number)
         for descriptor in descriptors:
             os.close(descriptor)
@@ -178,6 +186,8 @@ if __name__ == "__main__":
         import_module(name)
     import_module("PIL.Image").init()  # formats are modules, too
     import_module("torch").set_num_threads(1)
+    gc.collect()
+    gc.freeze()  # what is never looked at again is never copied for a fork
     todo = serve(channel)
     if todo:
         become(todo)

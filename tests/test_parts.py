@@ -606,7 +606,7 @@ def test_a_server_that_is_busy_is_asked_again():
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Busy) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         uri = f"s3://bucket/a.png?scheme=http&endpoint_override=127.0.0.1:{server.server_port}"
         assert stores.place(uri).read() == b"photo"
         server.shutdown()
