@@ -5,7 +5,6 @@ process reads its environment and its current folder as any other does; what the
 they are imported is the server's.
 """
 
-import gc
 import json
 import os
 import runpy
@@ -33,10 +32,22 @@ def begin(place: str, job: dict, stdout: int, stderr: int) -> tuple[socket.socke
 
     job: see `Commands.start`. stdout, stderr: open files of it.
     """
-    keeper = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    keeper = socket.socket(socket.AF_UNIX)
     keeper.connect(place)
-    socket.send_fds(keeper, [json.dumps(job).encode()], [stdout, stderr])
-    return keeper, int(keeper.recv(100))
+    socket.send_fds(keeper, [b" "], [stdout, stderr])
+    keeper.sendall(json.dumps(job).encode() + b"\n")
+    return keeper, number_from(keeper)
+
+
+def number_from(keeper: socket.socket) -> int:
+    """The next number that the keeper of a process says: the process' own, then its exit status."""
+    return int(keeper.recv(20, socket.MSG_WAITALL))
+
+
+def say(client: socket.socket, number: int) -> None:
+    """What `number_from` reads; nobody need be there."""
+    with suppress(BrokenPipeError):
+        client.sendall(f"{number:20}".encode())
 
 
 class Command:
@@ -57,7 +68,7 @@ class Command:
         if self.returncode is None:
             if not select([self._keeper], [], [], timeout)[0]:
                 raise subprocess.TimeoutExpired(self.args, timeout or 0)
-            self.returncode = int(self._keeper.recv(100))
+            self.returncode = number_from(self._keeper)
             self._keeper.close()
         return self.returncode
 
@@ -88,7 +99,7 @@ class Commands:
         """environment: the server's, beside this process'; its commands have it, too."""
         self._environment, self._folder = environment, tempfile.TemporaryDirectory()
         self.place = f"{self._folder.name}/socket"
-        listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        listening = socket.socket(socket.AF_UNIX)
         listening.bind(self.place)
         listening.listen(100)
         command = [sys.executable, "-m", "tests.fresh", str(listening.fileno()), *libraries]
@@ -145,8 +156,9 @@ def serve(listening: socket.socket) -> dict | None:
 
 def keep(connection: socket.socket) -> dict:
     """Forks the process of a job, in which it returns, and tells its number and its exit status."""
-    message, descriptors, _, _ = socket.recv_fds(connection, 1 << 20, 2)
-    job = json.loads(message)
+    _, descriptors, _, _ = socket.recv_fds(connection, 1, 2)
+    with connection.makefile() as lines:
+        job = json.loads(lines.readline())
     pid = os.fork()
     if not pid:
         connection.close()
@@ -157,10 +169,8 @@ def keep(connection: socket.socket) -> dict:
         return job
     for descriptor in descriptors:
         os.close(descriptor)
-    connection.send(str(pid).encode())
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    with suppress(BrokenPipeError):  # nobody waits for it
-        connection.send(str(status).encode())
+    say(connection, pid)
+    say(connection, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
     os._exit(0)
 
 
@@ -186,8 +196,6 @@ if __name__ == "__main__":
         import_module(name)
     import_module("PIL.Image").init()  # formats are modules, too
     import_module("torch").set_num_threads(1)
-    gc.collect()
-    gc.freeze()  # what is never looked at again is never copied for a fork
     todo = serve(channel)
     if todo:
         become(todo)

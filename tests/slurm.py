@@ -69,7 +69,7 @@ def job(script: str, task: str) -> None:
 
 def srun(*arguments: str) -> None:
     """Runs the step in a process of its own, whose number is noted."""
-    from fresh import begin  # beside this file, which is run as a program
+    from fresh import begin, number_from  # beside this file, which is run as a program
 
     name = f"{FIRST}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     start = arguments.index(sys.executable)
@@ -84,7 +84,7 @@ def srun(*arguments: str) -> None:
     job |= {"path": [str(Path.cwd()), os.environ["PYTHONPATH"]], "environment": {**os.environ, **step}}
     keeper, pid = begin(os.environ["FAKE_SLURM_PROCESSES"], job, *streams)
     (STATE / f"{name}.pid").write_text(str(pid))
-    sys.exit(int(keeper.recv(100)) != 0)
+    sys.exit(number_from(keeper) != 0)
 
 
 def scontrol(action: str, name: str) -> None:

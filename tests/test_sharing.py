@@ -273,7 +273,7 @@ class Counts(Merging):
 
 
 @pytest.mark.slow
-def test_jobs_in_parallel_share_the_cores(tmp_path):
+def test_jobs_in_parallel_share_the_cores(tmp_path, commands):
     """Also where the environment asks for more threads; what they make does not depend on it."""
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     (tmp_path / "counts.py").write_text(COUNTS)
@@ -281,9 +281,12 @@ def test_jobs_in_parallel_share_the_cores(tmp_path):
     share = max(1, cores // 2)
     for runs, launcher, asked, threads in (("together", "local", cores, share), ("alone", "basic", 1, 1)):
         settings = sweep_of(runs, "segmenters.diffseg._target_=counts.Counts", f"hydra/launcher={launcher}")
-        command = [sys.executable, "-m", "diffseg.eval.run", *settings]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(asked)}
-        ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+        if launcher == "local":  # jobs are processes of their own, which import what they need
+            ran = commands(*settings, cwd=tmp_path, path=[tmp_path], OMP_NUM_THREADS=str(asked))
+        else:
+            command = [sys.executable, "-m", "diffseg.eval.run", *settings]
+            environment = {**os.environ, "OMP_NUM_THREADS": str(asked)}
+            ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
         assert ran.returncode == 0, ran.stderr
         assert {path.read_text() for path in tmp_path.glob("threads-*")} == {str(threads)}
         records = [yaml.safe_load(path.read_text()) for path in (tmp_path / runs).glob("*/config.yaml")]
