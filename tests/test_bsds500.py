@@ -35,7 +35,7 @@ from diffseg.eval.show.worth import scales_of, scales_table
 from diffseg.methods import classic
 from diffseg.methods.classic import Felzenszwalb, Slic
 from diffseg.observed import Batch
-from tests.test_eval import command, configured, evaluated
+from tests.test_eval import configured, evaluated
 
 SHARED = Path(__file__).parents[2] / "shared"
 GOLDEN, PHOTOS = SHARED / "golden" / "bsds", SHARED / "data" / "bsds500"
@@ -352,7 +352,7 @@ def run_whole(tmp_path, root, *more):
     return evaluated(tmp_path / "runs", *data, *NO_MODEL, *QUICK, *more)
 
 
-def test_a_run_from_end_to_end(bsds, tmp_path):
+def test_a_run_from_end_to_end(bsds, tmp_path, commands):
     """Two images of different orientation, a model, classics, settings: labels, counts, tables, report, gallery."""
     pytest.importorskip("skimage")
     settings = ["experiment=bsds500", f"dataset.root={bsds}", *QUICK, "segmenters.diffseg.anchors=4"]
@@ -362,7 +362,7 @@ def test_a_run_from_end_to_end(bsds, tmp_path):
     settings += [f"~segmenters.{name}" for name in ("autosc", "maskcut", "tokencut", "dbscan")]
     settings += ["vary.diffseg.threshold=[0.2,1.0]", "vary.walk.threshold=[0.5,0.9]", "vary.spectral.clusters=[2,3]"]
     settings += ["vary.felzenszwalb.scale=[20.0,300.0]", "vary.slic.n_segments=[2,6]"]
-    ran = command(*settings, f"runs={tmp_path / 'runs'}", cwd=tmp_path)
+    ran = commands(*settings, f"runs={tmp_path / 'runs'}", cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert "as BSDS500's benchmark" in ran.stdout
     (folder,) = (tmp_path / "runs").iterdir()
@@ -381,13 +381,13 @@ def test_a_run_from_end_to_end(bsds, tmp_path):
     assert len(re.findall('<img src="data:image/webp', page)) == 4  # photo and segments of either
     assert re.search(r'<img [^>]* width="320" height="213"', page)
     assert re.search(r'<img [^>]* width="213" height="320"', page)
-    again = command(*settings, f"runs={tmp_path / 'runs'}", cwd=tmp_path)
+    again = commands(*settings, f"runs={tmp_path / 'runs'}", cwd=tmp_path)
     assert "predict: nothing to do" in again.stderr
     assert "score: nothing to do" in again.stderr
-    drawn = command("gallery", folder, f"dataset.root={bsds}", "--side", "64", cwd=tmp_path)
+    drawn = commands("gallery", folder, f"dataset.root={bsds}", "--side", "64", cwd=tmp_path)
     assert drawn.returncode == 0, drawn.stderr
     assert (folder / "gallery.jpg").exists()
-    compared = command("compare", folder, folder, cwd=tmp_path)
+    compared = commands("compare", folder, folder, cwd=tmp_path)
     assert compared.returncode == 2
     assert "is of regions without classes" in compared.stderr
 

@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +44,6 @@ from diffseg.methods.clustering import KMeans, KMeansOracle
 from diffseg.methods.controls import ColourKMeans, Whole
 from diffseg.methods.merging import Merging
 from diffseg.observed import Batch, Prompt
-from tests.fresh import Commands
 from tests.test_segmentation import CASES, GOLDEN, golden_maps
 
 CONF = Path(diffseg.conf.__file__).parent
@@ -66,18 +64,6 @@ def configured(*overrides):
 
 def evaluated(runs, *overrides):
     return evaluation.evaluate(run.experiment_of(*configured(f"runs={runs}", *overrides)))
-
-
-@cache
-def commands():
-    """Runs commands in fresh processes; one server for all tests of this process, and it ends with it."""
-    os.environ.setdefault("XDG_CACHE_HOME", str(Path.home() / ".cache"))
-    return Commands()
-
-
-def command(*args, cwd=Path("/"), **options):
-    """`diffseg-eval` in a process of its own: its exit status, and what it said."""
-    return commands()(*args, cwd=cwd, **options)
 
 
 def maps_of(folder):
@@ -211,9 +197,9 @@ def test_right_overrides_and_hydras_own_options_pass(arguments, monkeypatch, cap
 # --- a run ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_command_runs_continues_and_then_does_nothing(tmp_path):
+def test_the_command_runs_continues_and_then_does_nothing(tmp_path, commands):
     args = ["runs=out", *SMALL]
-    first = command(*args, cwd=tmp_path)
+    first = commands(*args, cwd=tmp_path)
     assert first.returncode == 0, first.stderr
     assert "scenes, 6 images" in first.stdout
     assert "predict: 6 images segmented" in first.stderr
@@ -228,32 +214,33 @@ def test_the_command_runs_continues_and_then_does_nothing(tmp_path):
     stamps = {p: p.stat().st_mtime_ns for p in folder.rglob("*.png")}
     summary = (folder / "summary.json").read_bytes()
 
-    again = command(*args, cwd=tmp_path)
+    again = commands(*args, cwd=tmp_path)
     assert "predict: nothing to do" in again.stderr
     assert "score: nothing to do" in again.stderr
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*.png")} == stamps
 
     (folder / "diffseg/labels/000003.png").unlink()
     (folder / "summary.json").unlink()
-    continued = command(*args, cwd=tmp_path)
+    continued = commands(*args, cwd=tmp_path)
     assert "continuing: 5 of 6 label maps are there" in continued.stderr
     assert "predict: 1 images segmented" in continued.stderr
     assert (folder / "summary.json").read_bytes() == summary
 
-    other = command(*args, "segmenters.diffseg.threshold=0.3", cwd=tmp_path)
+    other = commands(*args, "segmenters.diffseg.threshold=0.3", cwd=tmp_path)
     assert "predict: 6 images segmented" in other.stderr
     assert len(list((tmp_path / "out").iterdir())) == 2
 
 
 def test_labels_and_scores_do_not_depend_on_how_the_work_is_done(tmp_path):
-    plain = evaluated(tmp_path / "plain", *SMALL)
+    small = [*SMALL, "stages=[predict,score]"]
+    plain = evaluated(tmp_path / "plain", *small)
     expected = maps_of(plain["folder"])
     assert len(expected) == 6
     for name, how in {"batch": ["batch_size=4"], "one": ["batch_size=1", "workers=2"]}.items():
-        other = evaluated(tmp_path / name, *SMALL, *how)
+        other = evaluated(tmp_path / name, *small, *how)
         assert other["segmenters"] == plain["segmenters"]
         np.testing.assert_equal(maps_of(other["folder"]), expected)
-    shards = [evaluated(tmp_path / "shards", *SMALL, f"shard=[{i},3]") for i in (2, 0, 1)]
+    shards = [evaluated(tmp_path / "shards", *small, f"shard=[{i},3]") for i in (2, 0, 1)]
     assert shards[0] == shards[1] == {}  # the others' maps are still lacking
     assert shards[2]["segmenters"] == plain["segmenters"]
     np.testing.assert_equal(maps_of(shards[2]["folder"]), expected)
@@ -479,6 +466,7 @@ def test_golden_attention_end_to_end(tmp_path, monkeypatch):
 
     monkeypatch.setattr(run, "_load_model", lambda *a, **k: Recorded())
     overrides = ["dataset=folder", f"dataset.root={tmp_path / 'data'}", "workers=0", "streams=1", "device=cpu"]
+    overrides += ["stages=[predict,score]"]
     for case in cases:
         assert (case["tau"], case["anchors"]) == (cases[0]["tau"], cases[0]["anchors"])
     settings = [
@@ -621,14 +609,15 @@ def test_a_full_disk_keeps_what_is_finished(tmp_path):
     )
     if mounted.returncode:
         pytest.skip("mounting a small tmpfs is not permitted here")
+    many = [*SMALL, "dataset.count=20", "stages=[predict,score]"]
     try:
         with pytest.raises(OSError, match=r"cannot write .*\(No space left on device\); what is finished is kept"):
-            evaluated(disk, *SMALL, "dataset.count=40")
+            evaluated(disk, *many)
         kept = list(disk.rglob("*.png"))
         assert kept
         assert all(np.asarray(Image.open(path)).shape == (128, 128) for path in kept)
         subprocess.run(["mount", "-o", "remount,size=4m", disk], check=True)
-        assert evaluated(disk, *SMALL, "dataset.count=40")["images"] == 40
+        assert evaluated(disk, *many)["images"] == 20
     finally:
         subprocess.run(["umount", disk], check=True)
 
@@ -784,8 +773,8 @@ def test_bad_settings_are_one_sentence(tmp_path, overrides, words):
     assert not list(tmp_path.rglob("*.parquet"))
 
 
-def test_a_bad_setting_on_the_command_line_is_one_line(tmp_path):
-    ran = command("segmenters.diffseg.threshold=0", cwd=tmp_path)
+def test_a_bad_setting_on_the_command_line_is_one_line(tmp_path, commands):
+    ran = commands("segmenters.diffseg.threshold=0", cwd=tmp_path)
     assert (ran.returncode, ran.stdout) == (2, "")
     assert ran.stderr == "diffseg-eval: segmenters.diffseg: threshold must be above 0, got 0\n"
     assert not list(tmp_path.iterdir())
@@ -859,6 +848,7 @@ def test_real_photos_both_label_sources_score_the_same(tmp_path):
     for path in sorted((COCO / "val2017").glob("*.jpg")):
         Image.fromarray(np.arange(512, dtype=np.uint8)[:, None].repeat(512, 1) // 100).save(masks / f"{path.stem}.png")
     data = ["dataset=coco_stuff27", f"dataset.root={COCO}", "dataset.split=all", f"labels={masks}", "workers=0"]
+    data += ["stages=[score]"]
     png, js = (evaluated(tmp_path / kind, *data, f"dataset.labels={kind}") for kind in ("png", "json"))
     for key in ("accuracy", "miou", "iou", "interval", "ties"):
         assert png["segmenters"]["labels"][key] == js["segmenters"]["labels"][key]
@@ -875,8 +865,8 @@ def test_a_folder_without_labels_is_segmented_but_not_scored(photos, capfd):
 # --- sweeps, references, trackers -------------------------------------------------------------------------------------
 
 
-def test_a_sweep_ends_with_one_table(tmp_path):
-    ran = command("-m", "runs=out", *SMALL, "segmenters.diffseg.threshold=0.3,0,0.6", cwd=tmp_path)
+def test_a_sweep_ends_with_one_table(tmp_path, commands):
+    ran = commands("-m", "runs=out", *SMALL, "segmenters.diffseg.threshold=0.3,0,0.6", cwd=tmp_path)
     assert ran.returncode == 2  # one of the jobs failed; the others did not suffer
     assert "1 jobs of the sweep failed" in ran.stderr
     (sweep,) = (tmp_path / "out" / "sweeps").iterdir()
@@ -892,11 +882,11 @@ def test_a_sweep_ends_with_one_table(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_sweep_in_parallel_processes(tmp_path):
+def test_a_sweep_in_parallel_processes(tmp_path, commands):
     """Two jobs at a time, each with a reading process of its own."""
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     args = ["-m", "hydra/launcher=local", "runs=out", *WITHOUT_MODEL, "workers=1", "segmenters.grid.rows=2,3"]
-    ran = command(*args, cwd=tmp_path)
+    ran = commands(*args, cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.count("┏") == 1  # the sweep's table, and none of jobs side by side
     (sweep,) = (tmp_path / "out" / "sweeps").iterdir()
@@ -913,14 +903,12 @@ def test_a_sweep_in_parallel_processes(tmp_path):
         ),
     ],
 )
-def test_what_is_nearly_a_command(arguments, words):
-    ran = command(*arguments)
-    assert ran.returncode == 2
-    assert ran.stderr.strip() == f"diffseg-eval: {words}" + "; settings are key=value" * (arguments == ["lst"])
+def test_what_is_nearly_a_command(arguments, words, refused):
+    assert refused(*arguments).strip() == f"diffseg-eval: {words}" + "; settings are key=value" * (arguments == ["lst"])
 
 
-def test_help_explains_the_settings():
-    ran = command("--help")
+def test_help_explains_the_settings(tmp_path, commands):
+    ran = commands("--help", cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert "dataset: ade20k, " in ran.stdout
     assert "on_error: stop      # or skip: leave out images that cannot be read, and say which" in ran.stdout
@@ -960,10 +948,10 @@ def test_a_reference_tells_what_moved(tmp_path, capfd):
         read_reference(str(path))
 
 
-def test_wandb_offline_keeps_the_run(tmp_path):
+def test_wandb_offline_keeps_the_run(tmp_path, commands):
     """The real library, offline: what it wrote is read back from its own file."""
     pytest.importorskip("wandb")
-    ran = command(*SMALL, "runs=out", "tracker=wandb", "tracker.mode=offline", cwd=tmp_path)
+    ran = commands(*SMALL, "runs=out", "tracker=wandb", "tracker.mode=offline", cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     (log,) = (tmp_path / "out" / "wandb").glob("offline-run-*/*.wandb")
     content = log.read_bytes()
@@ -985,17 +973,14 @@ def test_wandb_offline_keeps_the_run(tmp_path):
         ("+ray.nodes=2", "ray has no nodes"),
     ],
 )
-def test_who_works_is_checked_before_anything_is_made(given, words, tmp_path):
-    ran = command(*SMALL, given, f"runs={tmp_path / 'runs'}")
-    assert ran.returncode == 2
-    assert words in ran.stderr
-    assert not (tmp_path / "runs").exists()
+def test_who_works_is_checked_before_anything_is_made(given, words, refused):
+    assert words in refused(*SMALL, given, "runs=runs")
 
 
-def test_two_runs_are_compared_on_their_common_images(tmp_path):
+def test_two_runs_are_compared_on_their_common_images(tmp_path, commands):
     first = evaluated(tmp_path, *SMALL, "segmenters.diffseg.threshold=0.3")
     second = evaluated(tmp_path, *SMALL, "segmenters.diffseg.threshold=0.9", "dataset.count=5")
-    ran = command("compare", first["folder"], second["folder"], cwd=tmp_path)
+    ran = commands("compare", first["folder"], second["folder"], cwd=tmp_path, COLUMNS="100")
     assert ran.returncode == 0, ran.stderr
     assert "B - A on 5 common images" in ran.stdout
     counts = (score.read_counts(find_run(Path(x["folder"])), "diffseg")[0] for x in (first, second))
@@ -1008,14 +993,14 @@ def test_two_runs_are_compared_on_their_common_images(tmp_path):
     assert picture.width == 4 * 328 + 8
     changed = int((b["accuracy"] != common["accuracy"]).sum())
     assert picture.height == changed * (18 + 320 + 8) + 8
-    other = command("compare", first["folder"], second["folder"], "--a", "nothing", cwd=tmp_path)
+    other = commands("compare", first["folder"], second["folder"], "--a", "nothing", cwd=tmp_path)
     assert other.returncode == 2
     assert "has no segmenter 'nothing', but diffseg" in other.stderr
 
 
-def test_the_same_images_under_every_method(tmp_path):
+def test_the_same_images_under_every_method(tmp_path, commands):
     summary = evaluated(tmp_path, *SMALL, "dataset.count=3", "+segmenter@segmenters.grid=grid")
-    drawn = command("gallery", summary["folder"], "--count", "2", "--side", "64", "--out", "g.png", cwd=tmp_path)
+    drawn = commands("gallery", summary["folder"], "--count", "2", "--side", "64", "--out", "g.png", cwd=tmp_path)
     assert (drawn.returncode, drawn.stdout.strip()) == (0, "g.png"), drawn.stderr
     picture = np.asarray(Image.open(tmp_path / "g.png"))
     assert picture.shape == (20 + 2 * 70 + 6, 4 * 70 + 6, 3)  # a line, two rows; photo, truth, diffseg, grid
@@ -1023,12 +1008,12 @@ def test_the_same_images_under_every_method(tmp_path):
         (["--segmenters", "grit"], "the run has no method 'grit'; did you mean grid"),
         (["--keys", "000009"], "the run has no image '000009'"),
     ):
-        refused = command("gallery", summary["folder"], *arguments, cwd=tmp_path)
+        refused = commands("gallery", summary["folder"], *arguments, cwd=tmp_path)
         assert refused.returncode == 2
         assert words in refused.stderr
 
 
-def test_photos_without_labels_under_every_method(tmp_path):
+def test_photos_without_labels_under_every_method(tmp_path, commands):
     photos = tmp_path / "photos"
     photos.mkdir()
     for name, colour in (("a", "red"), ("b", "blue")):
@@ -1036,7 +1021,7 @@ def test_photos_without_labels_under_every_method(tmp_path):
     data = ["dataset=folder", f"dataset.root={photos}", "dataset.size=64", *WITHOUT_MODEL[:2]]
     evaluation.evaluate(run.experiment_of(*configured(*data, f"run={tmp_path / 'run'}")))
     root = f"dataset.root={photos}"
-    drawn = command("gallery", tmp_path / "run", root, "--side", "64", "--out", "g.png", cwd=tmp_path)
+    drawn = commands("gallery", tmp_path / "run", root, "--side", "64", "--out", "g.png", cwd=tmp_path)
     assert (drawn.returncode, drawn.stdout.strip()) == (0, "g.png"), drawn.stderr
     picture = np.asarray(Image.open(tmp_path / "g.png"))
     assert picture.shape == (20 + 2 * 70 + 6, 2 * 70 + 6, 3)  # a line, two rows; photo, grid
@@ -1044,7 +1029,7 @@ def test_photos_without_labels_under_every_method(tmp_path):
     assert len(np.unique(picture[26:90, 76:140].reshape(-1, 3), axis=0)) > 9  # nine segments on one colour
 
 
-def test_nothing_of_a_run_that_is_compared_is_executed(tmp_path):
+def test_nothing_of_a_run_that_is_compared_is_executed(tmp_path, commands):
     """A run's folder may be somebody else's: its class names are words, and its data is what the user says it is."""
     runs = [evaluated(tmp_path, *SMALL, f"segmenters.diffseg.threshold={t}")["folder"] for t in (0.3, 0.9)]
     trap = tmp_path / "trap"
@@ -1052,23 +1037,23 @@ def test_nothing_of_a_run_that_is_compared_is_executed(tmp_path):
         path = Path(runs[1]) / name
         text = path.read_text().replace("diffseg.datasets.scenes.Scenes", "pathlib.Path.touch")
         path.write_text(text.replace("count: 6", f"self: {trap}"))
-    ran = command("compare", *runs, cwd=tmp_path)
+    ran = commands("compare", *runs, cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert (Path(runs[1]) / "compare.png").exists()
     assert not trap.exists()
-    other = command("compare", *runs, "dataset.count=5", cwd=tmp_path)
+    other = commands("compare", *runs, "dataset.count=5", cwd=tmp_path)
     assert other.returncode == 2
     assert "scenes, 5 images, is not the data that" in other.stderr
     summary = json.loads((Path(runs[1]) / "summary.json").read_text())
     summary["dataset"]["name"] = "../model/mini"
     (Path(runs[1]) / "summary.json").write_text(json.dumps(summary))
-    refused = command("compare", *runs, cwd=tmp_path)
+    refused = commands("compare", *runs, cwd=tmp_path)
     assert "names no data set: '../model/mini'" in refused.stdout
 
 
-def test_scenes_of_different_seeds_are_not_compared(tmp_path):
+def test_scenes_of_different_seeds_are_not_compared(tmp_path, commands):
     runs = [evaluated(tmp_path, *SMALL, "dataset.count=2", f"dataset.seed={seed}")["folder"] for seed in (2, 3)]
-    ran = command("compare", *runs, cwd=tmp_path)
+    ran = commands("compare", *runs, cwd=tmp_path)
     assert ran.returncode == 2
     assert "cannot be compared: scenes of different seeds" in ran.stderr
     assert not (Path(runs[1]) / "compare.png").exists()

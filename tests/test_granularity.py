@@ -12,7 +12,7 @@ from diffseg.eval.protocols import Majority, OneToOne
 from diffseg.eval.show.worth import ranks, worth_table
 from diffseg.methods.controls import Grid
 from diffseg.observed import Batch
-from tests.test_eval import SMALL, command, evaluated
+from tests.test_eval import SMALL, evaluated
 
 
 def table(*rows):
@@ -71,13 +71,13 @@ def test_a_grid_shows_nothing_of_the_image(rows, columns):
     assert labels[-1, -1] == rows * columns - 1
 
 
-def test_a_finished_run_is_scored_under_any_protocols_without_a_model(tmp_path):
+def test_a_finished_run_is_scored_under_any_protocols_without_a_model(tmp_path, commands):
     controls = ["+segmenter@segmenters.grid=grid", "+segmenter@segmenters.whole=whole"]
     plain = evaluated(tmp_path, *SMALL, *controls)
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*/labels/*.png")}
     rules = ["diffseg", "strict", "diffcut", "majority", "dataset", "names", "regions", "boundaries"]
     again = ["stages=[score,report]", f"protocol=[{','.join(rules)}]", f"run={plain['folder']}", "runs=out"]
-    ran = command(*SMALL, *controls, *again, cwd=tmp_path)
+    ran = commands(*SMALL, *controls, *again, cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert "predict" not in ran.stderr
     assert "what a protocol is worth" in ran.stdout

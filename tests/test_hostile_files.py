@@ -9,7 +9,6 @@ import random
 import resource
 import signal
 import struct
-import subprocess
 import sys
 import traceback
 import zlib
@@ -162,7 +161,7 @@ def read_all(root: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def outcome(tmp_path_factory):
+def outcome(tmp_path_factory, commands):
     """What reading said, by the way of reading and the file; and the folder."""
     root = tmp_path_factory.mktemp("hostile")
     (root / "photos").mkdir()
@@ -172,17 +171,7 @@ def outcome(tmp_path_factory):
         folder.mkdir(parents=True)
         Image.fromarray(NOISE).save(folder / "a.png")
         make(folder / "a.label.png")
-    code = "import sys, pathlib, tests.test_hostile_files as t; t.read_all(pathlib.Path(sys.argv[1]))"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-    ran = subprocess.run(
-        [sys.executable, "-c", code, str(root)],
-        env=environment,
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    ran = commands(root, module="tests.test_hostile_files", cwd=root)
     assert ran.returncode == 0, ran.stderr[-3000:]
     assert "Warning" not in ran.stderr
     return root, json.loads((root / "report.json").read_text())
@@ -259,3 +248,7 @@ def test_damage_anywhere_is_one_sentence(tmp_path, form):
                 sentences.append(str(error))
     assert len(sentences) > 10
     assert all(str(path) in sentence and "\n" not in sentence for sentence in sentences)
+
+
+if __name__ == "__main__":
+    read_all(Path(sys.argv[1]))

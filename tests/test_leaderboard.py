@@ -13,7 +13,7 @@ from diffseg.eval.protocols import Majority, OneToOne
 from diffseg.eval.score import known_protocols
 from diffseg.eval.show.leaderboard import boards_of, entries_in, groups_of, table_of, write_leaderboard
 from tests.browser import Browser
-from tests.test_eval import SMALL, command, evaluated
+from tests.test_eval import SMALL, evaluated
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_groups_are_what_chance_cannot_tell_apart():
     assert groups == [1, 1, 2, 3, 3]
 
 
-def test_a_folder_with_summary_and_counts_is_enough(runs, tmp_path):
+def test_a_folder_with_summary_and_counts_is_enough(runs, tmp_path, commands):
     """Without run.json, maps and report; a damaged one beside it is left out and named."""
     source = next(path.parent for path in runs.glob("*/summary.json") if (path.parent / "grid").is_dir())
     handed_in = tmp_path / "theirs"
@@ -68,7 +68,7 @@ def test_a_folder_with_summary_and_counts_is_enough(runs, tmp_path):
     shutil.copy(source / "summary.json", handed_in / "a")
     (handed_in / "b").mkdir()
     (handed_in / "b" / "summary.json").write_text("{}")
-    ran = command("leaderboard", handed_in, "--out", "board", cwd=tmp_path)
+    ran = commands("leaderboard", handed_in, "--out", "board", cwd=tmp_path)
     assert (ran.returncode, ran.stdout.strip()) == (0, "board/index.html"), ran.stderr
     assert "leaderboard: left out" in ran.stderr
     table = pd.read_csv(tmp_path / "board" / "leaderboard.csv")
@@ -79,7 +79,7 @@ def test_a_folder_with_summary_and_counts_is_enough(runs, tmp_path):
     page = (tmp_path / "board" / "index.html").read_text()
     assert ">report</a>" not in page
     assert not re.findall(r'(?:src|href)="http', page)
-    empty = command("leaderboard", tmp_path / "board", cwd=tmp_path)
+    empty = commands("leaderboard", tmp_path / "board", cwd=tmp_path)
     assert empty.returncode == 2
     assert "no scored run is there" in empty.stderr
 

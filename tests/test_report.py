@@ -31,7 +31,6 @@ from diffseg.eval.show.sweep import write_sweep
 from diffseg.images import distinct_colours
 from diffseg.methods.controls import Grid
 from tests.browser import Browser
-from tests.test_eval import command
 
 CONTROLS = ["~segmenter@segmenters.diffseg", "+segmenter@segmenters.whole=whole", "+segmenter@segmenters.colour=colour"]
 SCRIPT, QUOTED = "<script>alert(1)</script>", 'it\'s "odd" & <b>bold'
@@ -552,13 +551,13 @@ def test_the_command_that_makes_it_again(overrides, expected):
     assert hydras(again) == kept
 
 
-def test_the_command_of_a_run_is_on_its_page(tmp_path):
+def test_the_command_of_a_run_is_on_its_page(tmp_path, commands):
     small = ["dataset.count=2", "dataset.size=64", "~segmenter@segmenters.diffseg", "+segmenter@segmenters.grid=grid"]
-    assert command(*small, "protocol=[strict]", f"runs={tmp_path / 'my runs'}", cwd=tmp_path).returncode == 0
+    assert commands(*small, "protocol=[strict]", f"runs={tmp_path / 'my runs'}", cwd=tmp_path).returncode == 0
     (report,) = tmp_path.glob("my runs/*/report.html")
     told = html.unescape(re.search(r'<div class="command"><pre><code>(.*?)</code>', report.read_text())[1])
     before = report.read_bytes()
-    again = command(*shlex.split(told)[1:], cwd=tmp_path)
+    again = commands(*shlex.split(told)[1:], cwd=tmp_path)
     assert "nothing to do, every label map is there" in again.stderr + again.stdout
     assert report.read_bytes() == before
 
@@ -633,9 +632,9 @@ def test_a_sweep_over_two_settings_is_a_heat_map(tmp_path):
     assert "threshold, anchors" in page
 
 
-def test_a_sweep_ends_with_its_page(tmp_path, browser):
+def test_a_sweep_ends_with_its_page(tmp_path, browser, commands):
     small = ["dataset.count=2", "dataset.size=64", "segmenter@segmenters.diffseg=grid", f"runs={tmp_path}"]
-    ran = command("-m", *small, "segmenters.diffseg.rows=1,2,3", cwd=tmp_path)
+    ran = commands("-m", *small, "segmenters.diffseg.rows=1,2,3", cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     (path,) = tmp_path.glob("sweeps/*/sweep.html")
     page = browser.open(path.as_uri())

@@ -1,9 +1,6 @@
 """Semantic DiffSeg: truths worked out by hand, the command on the embedded model, and each bad input."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -36,7 +33,6 @@ from diffseg.images import write_names
 from diffseg.observed import Batch
 from diffseg.segmenter import Segmentation, Settings
 from diffseg.semantic import LabelledSegmentation, caption_of, distinct, label, noun_maps, noun_tokens, vote
-from tests.hub import Hub
 from tests.models import save_pipeline
 
 SMALL = ["--size", "128", "--anchors", "8", "--device", "cpu"]
@@ -342,33 +338,34 @@ LOAD = """
 import sys
 import numpy as np
 from diffseg.captions import Captioner
-try:
-    print(Captioner.from_pretrained(sys.argv[1], device="cpu")(np.zeros((40, 60, 3), np.uint8)))
-except (ValueError, OSError) as error:
-    sys.exit(f"{type(error).__name__}: {error}")
+for name in sys.argv[1:]:
+    try:
+        print(Captioner.from_pretrained(name, device="cpu")(np.zeros((40, 60, 3), np.uint8)))
+    except (ValueError, OSError) as error:
+        print(f"{type(error).__name__}: {error}")
 """
 
 
-def test_a_captioner_from_the_hub(tmp_path):
+def test_a_captioner_from_the_hub(tmp_path, on_hub):
     """The real client against a hub on localhost; transformers' own conversion service is not asked."""
+    hub, commands = on_hub
     whole, pickled = save_captioner(tmp_path / "whole"), save_captioner(tmp_path / "pickled")
     (pickled / "model.safetensors").unlink()
     torch.save({}, pickled / "pytorch_model.bin")
-    hub = Hub({("us/blip", "main"): whole, ("us/pickled", "main"): pickled})
-    keep = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
-    keep |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "*"}
-    keep |= {"DISABLE_SAFETENSORS_CONVERSION": "1"}
-    ran = {
-        name: subprocess.run([sys.executable, "-c", LOAD, name], env=keep, capture_output=True, text=True, check=False)
-        for name in ("us/blip", "us/pickled", "us/none")
-    }
-    hub.close()
-    assert ran["us/blip"].returncode == 0, ran["us/blip"].stderr
-    assert "model.safetensors" in hub.asked
-    assert "pytorch_model.bin" not in hub.asked
-    for name in ("us/pickled", "us/none"):
-        assert ran[name].returncode == 1
-        assert ran[name].stderr.strip().splitlines()[-1].startswith(f"OSError: cannot load the captioner '{name}'")
+    hub.repositories |= {("us/blip", "main"): whole, ("us/pickled", "main"): pickled}
+    (tmp_path / "load.py").write_text(LOAD)
+    asked_before = len(hub.asked)
+    names = ("us/blip", "us/pickled", "us/none")
+    ran = commands(*names, script=tmp_path / "load.py", cwd=tmp_path, DISABLE_SAFETENSORS_CONVERSION="1")
+    assert ran.returncode == 0, ran.stderr
+    asked = hub.asked[asked_before:]
+    assert "model.safetensors" in asked
+    assert "pytorch_model.bin" not in asked
+    written, *refused = ran.stdout.splitlines()
+    assert "Error" not in written
+    assert len(refused) == 2
+    for name, sentence in zip(names[1:], refused, strict=True):
+        assert sentence.startswith(f"OSError: cannot load the captioner '{name}'")
 
 
 # --- the whole --------------------------------------------------------------------------------------------------------
@@ -421,10 +418,10 @@ def run(*args: object):
     return CliRunner().invoke(app, ["label", *map(str, args)])
 
 
-def test_the_command_in_a_real_process(photo, tmp_path):
+def test_the_command_in_a_real_process(photo, tmp_path, commands):
     nouns = [noun for noun, _ in scene(4, 0, 160).nouns]
-    command = [sys.executable, "-m", "diffseg.cli", "label", str(photo), "--out", str(tmp_path), *SMALL]
-    ran = subprocess.run([*command, "--nouns", ",".join(nouns)], capture_output=True, text=True, check=False)
+    command = ["label", photo, "--out", tmp_path, *SMALL, "--nouns", ",".join(nouns)]
+    ran = commands(*command, module="diffseg.cli", cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.startswith("1 photo, ")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["scene.json", "scene.labels.png", "scene.overlay.png"]
@@ -575,9 +572,9 @@ def test_the_true_nouns_bound_the_others(seg):
     assert again[CONTROL]["accuracy"] == result[CONTROL]["accuracy"]
 
 
-def test_the_evaluation_in_a_real_process(tmp_path):
-    command = [sys.executable, "-m", "diffseg.eval.semantic", "--scenes", "1", "--json", str(tmp_path / "out.json")]
-    ran = subprocess.run([*command, "--device", "cpu"], capture_output=True, text=True, cwd=tmp_path, check=False)
+def test_the_evaluation_in_a_real_process(tmp_path, commands):
+    command = ["--scenes", "1", "--json", "out.json", "--device", "cpu"]
+    ran = commands(*command, module="diffseg.eval.semantic", cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     for words in ("mini on 1 generated scenes", "majority", "mIoU", CONTROL):
         assert words in ran.stdout

@@ -28,7 +28,7 @@ from diffseg.errors import UserError
 from diffseg.eval import evaluation, score
 from diffseg.eval.runs import commit_of, find_run
 from diffseg.eval.show import compare
-from tests.fresh import ROOT, Commands
+from tests.fresh import ROOT
 from tests.test_eval import evaluated
 
 WHOLE = ["~segmenters.diffseg", "+segmenter@segmenters.whole=whole", "device=cpu", "workers=0"]  # needs no model
@@ -39,14 +39,6 @@ BUG = "np.ones(3) + np.ones(4)"
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-
-
-@pytest.fixture(scope="module")
-def fresh():
-    """Runs commands in processes that import the package, and others' modules, anew."""
-    commands = Commands()
-    yield commands
-    commands.close()
 
 
 def save(path, pixels, level=0):
@@ -169,12 +161,12 @@ METRICS = {
 }
 
 
-def test_changed_metrics_give_new_numbers_of_old_predictions(fresh, package, edited, tmp_path):
+def test_changed_metrics_give_new_numbers_of_old_predictions(commands, package, edited, tmp_path):
     """Each edit of the code gives another number from the same label maps; without it the first one is there again."""
     command = [*SCENES, "runs=runs", "protocol=[diffseg,regions]"]
 
     def numbers():
-        ran = fresh(*command, cwd=tmp_path, path=[package])
+        ran = commands(*command, cwd=tmp_path, path=[package])
         assert ran.returncode == 0, ran.stderr
         (folder,) = (tmp_path / "runs").iterdir()
         summary = json.loads((folder / "summary.json").read_text())
@@ -240,10 +232,10 @@ def test_a_check_believes_nothing_on_disk(tmp_path, capfd, before):
     assert "99.0" not in page
 
 
-def test_a_check_that_fails_ends_with_status_1(fresh, tmp_path):
+def test_a_check_that_fails_ends_with_status_1(commands, tmp_path):
     command = [*SCENES, "runs=runs", "stages=[predict,score,check]", reference(tmp_path, miou=0.99)]
     tamper(evaluated(tmp_path / "runs", *SCENES))
-    ran = fresh(*command, cwd=tmp_path)
+    ran = commands(*command, cwd=tmp_path)
     assert ran.returncode == 1
     assert ran.stdout.count("MOVED") == 1
     assert "diffseg-eval: 1 of 1 metrics moved by more than their tolerance" in ran.stderr
@@ -327,9 +319,9 @@ RELATED = [
 ]  # fmt: skip
 
 
-def test_a_run_is_its_own_code_and_no_other(fresh, package, edited, tmp_path):
+def test_a_run_is_its_own_code_and_no_other(commands, package, edited, tmp_path):
     def name():
-        ran = fresh("dataset.count=3", "stages=[score]", "runs=runs", cwd=tmp_path, path=[package])
+        ran = commands("dataset.count=3", "stages=[score]", "runs=runs", cwd=tmp_path, path=[package])
         assert ran.returncode == 2
         return re.fullmatch(r"diffseg-eval: there is no run runs/(\S+): predict first, .*\n", ran.stderr).group(1)
 
@@ -369,7 +361,7 @@ class Mine(Segmenter):
 """
 
 
-def test_somebodys_own_segmenter_is_predicted_anew_when_its_code_changes(fresh, tmp_path):
+def test_somebodys_own_segmenter_is_predicted_anew_when_its_code_changes(commands, tmp_path):
     code = tmp_path / "code"
     code.mkdir()
     command = [*SCENES[1:], "~segmenters.diffseg", "runs=runs", "+segmenters.mine._target_=mine.Mine"]
@@ -385,7 +377,7 @@ def test_somebodys_own_segmenter_is_predicted_anew_when_its_code_changes(fresh, 
     for sources, is_new, (left, right, column) in steps:
         for name, text in sources.items():
             (code / name).write_text(text)
-        ran = fresh(*command, cwd=tmp_path, path=[code])
+        ran = commands(*command, cwd=tmp_path, path=[code])
         assert ran.returncode == 0, ran.stderr
         assert ("predict: 3 images segmented" in ran.stderr) is is_new
         assert ("predict: nothing to do" in ran.stderr) is not is_new
@@ -643,8 +635,8 @@ def segmenter(target):
     ],
     ids=lambda x: " ".join(x[len(SCENES) :]) if isinstance(x, list) else "",
 )
-def test_a_bug_keeps_its_traceback(fresh, others, tmp_path, overrides, line):
-    ran = fresh(*overrides, "runs=runs", cwd=tmp_path, path=[others])
+def test_a_bug_keeps_its_traceback(commands, others, tmp_path, overrides, line):
+    ran = commands(*overrides, "runs=runs", cwd=tmp_path, path=[others])
     assert ran.returncode == 1
     last = ran.stderr.strip().splitlines()
     assert last[-1] == "ValueError: operands could not be broadcast together with shapes (3,) (4,) "[:-1]
@@ -687,8 +679,8 @@ def test_a_bug_keeps_its_traceback(fresh, others, tmp_path, overrides, line):
     ],
     ids=lambda x: " ".join(x[len(SCENES) :]) if isinstance(x, list) else "",
 )
-def test_what_a_user_can_mend_is_one_sentence(fresh, others, tmp_path, overrides, sentence):
-    ran = fresh(*overrides, "runs=runs", cwd=tmp_path, path=[others])
+def test_what_a_user_can_mend_is_one_sentence(commands, others, tmp_path, overrides, sentence):
+    ran = commands(*overrides, "runs=runs", cwd=tmp_path, path=[others])
     assert (ran.returncode, ran.stdout) == (2, "")
     told = [line for line in ran.stderr.splitlines() if line.startswith("diffseg-eval: ")]
     assert told == [f"diffseg-eval: {sentence.format(others=others, here=tmp_path)}"]

@@ -11,6 +11,7 @@ import hashlib
 import io
 import math
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from PIL import Image
 from diffseg.eval.show.tables import metric_heading, metric_label, metric_number
 
 
+@cache
 def environment() -> Environment:
     """What fills the templates beside this file. Keys, class names and paths come from users: everything is escaped."""
     folder = FileSystemLoader(Path(__file__).parent)
