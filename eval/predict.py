@@ -172,7 +172,10 @@ def predict(
     sizes = [dataset.size, *sorted({asked.size for asked in needs if asked.size} - {dataset.size})]
     on_cpu = backbone is None or backbone.device.type == "cpu"
     mapped = [asked.size or dataset.size for asked, wanted in needs.items() if wanted.attention]
-    streams = 1 if prompted else min(streams, _streams(backbone, max(mapped, default=dataset.size)))
+    if backbone:
+        side = max(mapped, default=dataset.size)
+        streams = min(streams, backbone.streams((side, side), max(1, len(mapped))))
+    streams = 1 if prompted else min(streams, torch.get_num_threads())
     pin = backbone is not None and backbone.device.type == "cuda"
     multiple = backbone.multiple if backbone and dataset.prepare == "whole" else 1
     images_read = _Loader(dataset, todo, sizes, multiple, told, prompted)
@@ -204,11 +207,6 @@ def predict(
             _settle(writing, _WAITING)
         _settle(writing, 0)
     return done, time.monotonic() - start
-
-
-def _streams(backbone: Backbone | None, size: int) -> int:
-    """Images of size x size pixels worth working on at a time; without a model as many as torch has threads."""
-    return backbone.streams((size, size)) if backbone else torch.get_num_threads()
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,8 @@ def test_as_many_images_at_a_time_as_memory_and_threads_allow(monkeypatch):
     for free, expected in ((None, 4), (100 * an_image, 4), (6 * an_image, 3), (an_image, 1)):
         monkeypatch.setattr(base, "free_bytes", lambda device, free=free: free)
         assert mini.streams((512, 512)) == expected
+    monkeypatch.setattr(base, "free_bytes", lambda device: 6 * an_image)
+    assert mini.streams((512, 512), selections=3) == 1
     assert mini.streams((1024, 1024)) == 1
     torch.set_num_threads(2)
     monkeypatch.setattr(base, "free_bytes", lambda device: None)

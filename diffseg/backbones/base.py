@@ -144,15 +144,17 @@ class Backbone(ABC):
         first, *rest = (replace(one, features=features) for one in seen)
         return replace(first, selections=dict(zip(selections[1:], rest, strict=True)))
 
-    def streams(self, size: Size) -> int:
+    def streams(self, size: Size, selections: int = 1) -> int:
         """How many images (H, W) in pixels, each with a pass of its own, are worth working on at a time.
 
         On a CPU as many as torch has threads, up to four, and as half of the free memory holds; elsewhere one.
+        selections: of layers, whose maps are kept apart.
         """
         if self.device.type != "cpu":
             return 1
         most = min(_STREAMS, torch.get_num_threads())
-        needed, free = _OF_MAPS * maps_bytes(set(self._grids(size).values()), 1), free_bytes(self.device)
+        needed = _OF_MAPS * maps_bytes(set(self._grids(size).values()), 1) * selections
+        free = free_bytes(self.device)
         return max(1, most if free is None or not needed else min(most, free // 2 // needed))
 
     def _grids(self, size: Size) -> dict[str, Size]:
