@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import threading
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -78,9 +79,21 @@ class Hub:
             def log_message(self, *args):
                 pass
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.handler = Handler
+        self.open(0)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def open(self, port: int):
+        """Serves there; 0: at a free port."""
+        self.server = ThreadingHTTPServer(("127.0.0.1", port), self.handler)
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
+
+    @contextmanager
+    def away(self):
+        """Meanwhile nobody answers at its address."""
+        self.close()
+        yield
+        self.open(self.server.server_port)
 
     def find(self, repository: str, revision: str) -> Path | None:
         for (name, tag), folder in self.repositories.items():

@@ -7,7 +7,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -21,6 +20,7 @@ from ray.cluster_utils import Cluster as Nodes
 
 from diffseg.errors import UserError
 from diffseg.eval.cluster import Cluster, scatter
+from tests.fresh import Commands
 from tests.test_parts import AWS, SMALL, Store
 
 FOLDER = Path(sys.argv[1]) if __name__ == "__main__" else Path()
@@ -64,6 +64,25 @@ def bug(folder, number):
     return [][number]
 
 
+SLOW = """
+import time
+
+from diffseg.attention import Needs
+from diffseg.methods.base import Segmenter
+
+
+class Slow(Segmenter):
+    '''Shades of an image, without a model; it takes a while, so that there is a middle to be killed in.'''
+
+    needs = Needs()
+
+    def segment(self, image):
+        time.sleep(0.2)
+        grey = image.pixels.mean(0)
+        return ((grey - grey.min()) / (grey.max() - grey.min() + 1e-6) * 8).long().numpy()
+"""
+
+
 # --- scenes -----------------------------------------------------------------------------------------------------------
 
 
@@ -93,7 +112,7 @@ def kill_a_node(nodes, after_s=0.0):
 def of_nodes_lost(nodes, folder):
     """Several runs, each of which loses a node at a random moment."""
     trials = []
-    for trial in range(3):
+    for trial in range(2):
         notes = folder / f"notes-{trial}"
         notes.mkdir()
         renew = kill_a_node(nodes, random.Random(trial).uniform(0.2, 1.5))
@@ -131,24 +150,25 @@ def refuse_none(folder, number):
     return number
 
 
-def evaluate(folder, *settings, **options):
-    command = [sys.executable, "-W", "ignore", "-m", "diffseg.eval.run", f"dataset.root={folder / 'photos'}"]
-    command += ["dataset=folder", "dataset.size=64", "on_error=skip", "segmenters.diffseg.anchors=8"]
-    return subprocess.Popen(
-        [*command, *settings], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
-    )
+def evaluate(folder, run, *settings, segmenters=("diffseg", "slow")):
+    """Starts an evaluation of the photos."""
+    arguments = [f"dataset.root={folder / 'photos'}", "dataset=folder", "dataset.size=64", "on_error=skip"]
+    arguments += ["segmenters.diffseg.anchors=8" if "diffseg" in segmenters else "~segmenters.diffseg"]
+    arguments += ["+segmenters.slow._target_=slow.Slow"] if "slow" in segmenters else []
+    return COMMANDS.start(*arguments, f"run={folder / run}", *settings, cwd=folder, path=[folder], merged=True)
 
 
-def on_ray(folder, run, *settings):
-    cluster = [f"ray.address={ADDRESS}", "ray.chunk=2"]
-    return evaluate(folder, "workers=ray", *cluster, f"run={folder / run}", *settings)
+def on_ray(folder, run):
+    settings = ["workers=ray", f"ray.address={ADDRESS}", "ray.chunk=2"]
+    return evaluate(folder, run, *settings, segmenters=["slow"])
 
 
-def result_of(run):
-    """What a run has in the end: hashes do not matter, numbers and files do."""
+def result_of(run, name):
+    """What a run has of a method in the end: hashes do not matter, numbers and files do."""
     summary = json.loads((run / "summary.json").read_text())
-    maps = {p.name: p.read_bytes().hex() for p in sorted((run / "diffseg/labels").iterdir())}
-    return json.dumps([summary["segmenters"], summary["protocols"], summary["skipped"], maps], sort_keys=True)
+    protocols = {protocol: scores[name] for protocol, scores in summary["protocols"].items()}
+    maps = {p.name: p.read_bytes().hex() for p in sorted((run / name / "labels").iterdir())}
+    return json.dumps([summary["segmenters"][name], protocols, summary["skipped"], maps], sort_keys=True)
 
 
 def of_evaluations(nodes, folder):
@@ -161,11 +181,10 @@ def of_evaluations(nodes, folder):
         Image.fromarray(drawn.image).save(photos / f"{i:02d}.png")
         Image.fromarray(drawn.label.astype("uint8")).save(photos / f"{i:02d}.label.png")
     (photos / "07.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
-    alone = evaluate(folder, "workers=0", f"run={folder / 'alone'}")
-    told = {"alone": alone.communicate()[0]}
+    alone = evaluate(folder, "alone", "workers=0")
 
     # A node dies in the middle, and then the driver; the same command goes on.
-    maps = folder / "disturbed/diffseg/labels"
+    maps = folder / "disturbed/slow/labels"
     running = on_ray(folder, "disturbed")
     wait_for(maps, 3, running)
     renew = kill_a_node(nodes)
@@ -175,10 +194,10 @@ def of_evaluations(nodes, folder):
     renew()
     before = {path.name: path.stat().st_mtime_ns for path in maps.iterdir()}
     again = on_ray(folder, "disturbed")
-    told["again"] = again.communicate()[0]
+    told = {"again": again.communicate()[0], "alone": alone.communicate()[0]}
     kept = all(path.stat().st_mtime_ns == before[path.name] for path in maps.iterdir() if path.name in before)
     found = {
-        "same": result_of(folder / "alone") == result_of(folder / "disturbed"),
+        "same": result_of(folder / "alone", "slow") == result_of(folder / "disturbed", "slow"),
         "kept": [len(before), kept],
         "partials": [p.name for p in (folder / "disturbed").rglob("*.partial")],
         "errors": sorted(p.name for p in (folder / "disturbed/errors").iterdir()),
@@ -186,10 +205,10 @@ def of_evaluations(nodes, folder):
     }
 
     # A cluster of this machine alone, whose workers write themselves
-    alone_settings = ["workers=ray", "ray.write=workers", "ray.chunk=12"]
-    shared = evaluate(folder, *alone_settings, f"run={folder / 'shared'}")
+    of_its_own = ["workers=ray", "ray.write=workers", "ray.chunk=12"]
+    shared = evaluate(folder, "shared", *of_its_own, segmenters=["diffseg"])
     told["shared"] = shared.communicate()[0]
-    found["shared"] = result_of(folder / "alone") == result_of(folder / "shared")
+    found["shared"] = result_of(folder / "alone", "diffseg") == result_of(folder / "shared", "diffseg")
     return {**found, "told": told}
 
 
@@ -202,9 +221,8 @@ def of_parts(nodes, folder):
     (folder / "keys.txt").write_text("\n".join(keys) + "\n")
 
     def begin(out, *options):
-        command = [sys.executable, "-W", "ignore", "-c", "from diffseg.cli import app; app()", "segment", *SMALL]
-        command += ["--manifest", str(folder / "keys.txt"), "--out", store.uri(out), "--part-size", "2", *options]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        given = ["--manifest", folder / "keys.txt", "--out", store.uri(out), "--part-size", "2", *SMALL, *options]
+        return COMMANDS.start("segment", *given, module="diffseg.cli", cwd=folder, merged=True)
 
     def contents(out):
         place = stores.place(store.uri(out))
@@ -215,7 +233,7 @@ def of_parts(nodes, folder):
         time.sleep(0.1)
     renew = kill_a_node(nodes)
     store.go()
-    time.sleep(10)
+    time.sleep(4)
     store.come_back()
     told = [running.communicate()[0], alone.communicate()[0]]
     renew()
@@ -237,9 +255,14 @@ def wait_for(folder, count, process):
 
 
 if __name__ == "__main__":
-    os.environ |= AWS  # before nodes start: their workers have credentials from there
+    os.environ |= AWS  # before nodes start: their workers have credentials from there, and modules
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(FOLDER), os.environ.get("PYTHONPATH", "")])
+    (FOLDER / "slow.py").write_text(SLOW)
+    COMMANDS = Commands()  # it imports while the first scenes are played
     quickly = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 300, "health_check_failure_threshold": 2}
-    nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": quickly})
+    nodes = Nodes(
+        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, "_system_config": quickly}
+    )
     for _ in range(2):
         nodes.add_node(num_cpus=1)
     ADDRESS = nodes.address
@@ -255,4 +278,5 @@ if __name__ == "__main__":
     report["evaluation"] = of_evaluations(nodes, FOLDER)
     report["parts"] = of_parts(nodes, FOLDER)
     report["seconds"] = time.monotonic() - start
+    COMMANDS.close()
     (FOLDER / "report.json").write_text(json.dumps(report, indent=1))

@@ -15,14 +15,17 @@ STATE = Path(os.environ.get("FAKE_SLURM", "."))
 FIRST = 4242
 
 
-def install(folder: Path) -> dict[str, str]:
-    """The environment in which the commands are found; folder: an empty one."""
+def install(folder: Path, processes: str) -> dict[str, str]:
+    """The environment in which the commands are found.
+
+    folder: an empty one. processes: the socket of `tests.fresh` where steps get their processes.
+    """
     for name in ("sbatch", "srun", "scontrol", "sacct", "job"):
         command = folder / name
         command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(__file__)} {name} "$@"\n')
         command.chmod(0o755)
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "SUBMITIT_"))}
-    return {**kept, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "FAKE_SLURM": str(folder)}
+    path = f"{folder}{os.pathsep}{os.environ['PATH']}"
+    return {"PATH": path, "FAKE_SLURM": str(folder), "FAKE_SLURM_PROCESSES": processes}
 
 
 def options_of(script: Path) -> dict[str, str]:
@@ -65,15 +68,23 @@ def job(script: str, task: str) -> None:
 
 
 def srun(*arguments: str) -> None:
-    """Becomes the step's process; its number is noted."""
+    """Runs the step in a process of its own, whose number is noted."""
+    from fresh import begin, number_from  # beside this file, which is run as a program
+
     name = f"{FIRST}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-    options = list(arguments[: arguments.index(sys.executable)])
-    for option, stream in (("--output", 1), ("--error", 2)):
-        path = options[options.index(option) + 1].replace("%A_%a", name).replace("%t", "0")
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
-    os.environ |= {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NTASKS": "1"}
-    (STATE / f"{name}.pid").write_text(str(os.getpid()))
-    os.execvp(sys.executable, arguments[len(options) :])
+    start = arguments.index(sys.executable)
+    options, (_, _, _, module, *given) = list(arguments[:start]), arguments[start:]  # python -u -m module ...
+    paths = [options[options.index(name) + 1] for name in ("--output", "--error")]
+    streams = [
+        os.open(path.replace("%A_%a", name).replace("%t", "0"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        for path in paths
+    ]
+    step = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NTASKS": "1"}
+    job = {"module": module, "script": None, "arguments": given, "cwd": str(Path.cwd())}
+    job |= {"path": [str(Path.cwd()), os.environ["PYTHONPATH"]], "environment": {**os.environ, **step}}
+    keeper, pid = begin(os.environ["FAKE_SLURM_PROCESSES"], job, *streams)
+    (STATE / f"{name}.pid").write_text(str(pid))
+    sys.exit(number_from(keeper) != 0)
 
 
 def scontrol(action: str, name: str) -> None:

@@ -32,10 +32,9 @@ def run(*args: object):
     return CliRunner().invoke(app, ["segment", *map(str, args)])
 
 
-def test_a_folder_in_a_real_process(photos, tmp_path):
+def test_a_folder_in_a_real_process(photos, tmp_path, commands):
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "diffseg.cli", "segment", str(photos), "--out", str(out), *SMALL]
-    ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    ran = commands("segment", photos, "--out", out, *SMALL, module="diffseg.cli", cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.startswith("2 photos, ")
     assert sorted(p.name for p in out.iterdir()) == sorted(
@@ -50,7 +49,7 @@ def test_a_folder_in_a_real_process(photos, tmp_path):
     assert sum(s["area"] for s in record["segments"]) == labels.size
     for segment in record["segments"]:
         np.testing.assert_array_equal(coco_mask.decode(segment["segmentation"]) > 0, labels == segment["id"])
-    again = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    again = commands("segment", photos, "--out", out, *SMALL, module="diffseg.cli", cwd=tmp_path)
     assert again.returncode == 0
     np.testing.assert_array_equal(np.asarray(Image.open(out / "scene0.labels.png")), labels)
 
@@ -204,15 +203,14 @@ def test_a_batch_goes_on_after_a_long_name_and_what_cannot_be_read(photos, tmp_p
     assert len(list((tmp_path / "out").iterdir())) == 6
 
 
-def test_names_that_are_not_utf8_can_be_printed(photos, tmp_path):
+def test_names_that_are_not_utf8_can_be_printed(photos, tmp_path, commands):
     folder = os.fsencode(tmp_path / "caf") + b"\xe9"
     os.mkdir(folder)  # noqa: PTH102
     for name, content in ((b"\xff.png", (photos / "scene0.png").read_bytes()), (b"bad\xff.png", b"no picture")):
         with open(folder + b"/" + name, "wb") as file:  # noqa: PTH123
             file.write(content)
-    out = os.fsdecode(folder + b"/out")
-    command = [sys.executable, "-m", "diffseg.cli", "segment", os.fsdecode(folder), "--out", out, *SMALL]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    given = ["segment", os.fsdecode(folder), "--out", os.fsdecode(folder + b"/out"), *SMALL]
+    ran = commands(*given, module="diffseg.cli", cwd=tmp_path)
     assert ran.returncode == 1
     assert "Traceback" not in ran.stderr
     assert r"bad\udcff.png is damaged or not an image" in ran.stderr

@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import subprocess
-import sys
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
@@ -662,20 +660,13 @@ def test_whole_frames_are_scored_at_their_own_size(streets, tmp_path):
 # --- several data sets in one table -----------------------------------------------------------------------------------
 
 
-def test_the_six_of_diffcuts_table(voc, ade, tmp_path):
+def test_the_six_of_diffcuts_table(voc, ade, tmp_path, commands):
     """Two of them are there: the others are told of, and cost nothing."""
     ade.rename(tmp_path / "ade20k")
-    program = [
-        sys.executable,
-        "-m",
-        "diffseg.eval.run",
-        "experiment=sixpack",
-        f"data={tmp_path}",
-        f"runs={tmp_path / 'out'}",
-    ]
+    given = ["experiment=sixpack", f"data={tmp_path}", f"runs={tmp_path / 'out'}"]
     without = ["~segmenters.diffcut", "~segmenters.diffcut_pamr"]
-    program += ["model=mini", "dataset.size=128", "segmenters.diffseg.anchors=4", "workers=0", "stages=[predict,score]"]
-    ran = subprocess.run([*program, *without], cwd=tmp_path, capture_output=True, text=True, check=False)
+    given += ["model=mini", "dataset.size=128", "segmenters.diffseg.anchors=4", "workers=0", "stages=[predict,score]"]
+    ran = commands(*given, *without, cwd=tmp_path)
     assert ran.returncode == 2
     assert "4 jobs of the sweep failed" in ran.stderr
     assert "make data-context" in ran.stderr

@@ -54,7 +54,7 @@ class Server:
                 pass
 
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
 
     def archive(self, count: int = 3) -> Archive:
         return Archive(f"http://127.0.0.1:{self.http.server_port}/maps.zip", "val2017", ".png", "maps/val2017", count)
@@ -145,7 +145,7 @@ class Misbehaving:
                 pass
 
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
 
     def archive(self, count: int = 3, **limits) -> Archive:
         url = f"http://127.0.0.1:{self.http.server_port}/maps.zip"

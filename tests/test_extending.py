@@ -19,6 +19,7 @@ from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
 from diffseg.eval import run, sources
+from tests.fresh import Commands
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "extending.md").read_text()
@@ -51,18 +52,22 @@ def console_script(folder: Path) -> Path:
 
 
 class Shell:
-    """Runs commands in a folder outside the repository. path: of programs; modules: PYTHONPATH."""
+    """Runs commands in a folder outside the repository. programs: the folder of diffseg-eval; modules: PYTHONPATH."""
 
-    def __init__(self, folder: Path, path: Path, modules: Path):
-        self.folder = folder
-        search = os.pathsep.join([str(path), str(Path(sys.executable).parent), os.environ["PATH"]])
-        self.environment = {**os.environ, "PATH": search, "PYTHONPATH": str(modules), "COLUMNS": "200"}
+    def __init__(self, commands: Commands, folder: Path, programs: Path, modules: Path):
+        self.commands, self.folder, self.programs, self.modules = commands, folder, programs, modules
 
-    def __call__(self, *command: str) -> subprocess.CompletedProcess:
-        ran = subprocess.run(
-            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False
-        )
-        assert ran.returncode == 0, f"{shlex.join(command)}\n{ran.stdout}{ran.stderr}"
+    def __call__(self, program: str, *arguments: str) -> subprocess.CompletedProcess:
+        """program: diffseg-eval; or python, with a script or `-m` and a module."""
+        what: dict = {"path": [self.modules], "script": self.programs / program}
+        if program == "python" and arguments[0] == "-m":
+            _, module, *arguments = arguments
+            what = {"path": [self.folder, self.modules], "module": module}
+        elif program == "python":
+            script, *arguments = arguments
+            what["script"] = self.folder / script
+        ran = self.commands(*arguments, cwd=self.folder, COLUMNS="200", **what)
+        assert ran.returncode == 0, f"{shlex.join([program, *arguments])}\n{ran.stdout}{ran.stderr}"
         return ran
 
     def evaluate(self, *arguments: str) -> Path:
@@ -80,9 +85,16 @@ def maps_of(folder: Path, segmenter: str) -> list[np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def shell(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("newcomer")
-    return Shell(newcomer(folder), console_script(tmp_path_factory.mktemp("programs") / "bin"), ROOT)
+def shell(tmp_path_factory, commands):
+    """Of somebody who has installed the package: its wheel is all there is of it."""
+    place = tmp_path_factory.mktemp("newcomer")
+    checkout, installed = place / "checkout", place / "installed"
+    left_out = shutil.ignore_patterns(".git", ".venv", ".*_cache", "build", "*.egg-info", "runs", "__pycache__")
+    shutil.copytree(ROOT, checkout, symlinks=True, ignore=left_out)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*pip, "--target", str(installed), str(checkout)], check=True)
+    shutil.rmtree(checkout)
+    return Shell(commands, newcomer(place / "work"), installed / "bin", installed)
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------
@@ -96,21 +108,14 @@ def test_every_block_of_python_and_yaml_is_a_file_and_every_command_is_known():
     }  # fmt: skip
 
 
-def with_tiny(arguments: list[str]) -> list[str]:
-    """The arguments with the page's own model."""
-    return ["--config-dir=conf", *(text for text in arguments if text not in ("--config-dir", "conf")), "model=tiny"]
-
-
 @pytest.fixture(scope="module")
 def runs(shell):
-    """The folder of each run that the page's commands make; all but the first with its own small model: it is fast."""
-    folders = []
-    for program, *arguments in COMMANDS:
-        if program == "python":
-            shell(program, *arguments)
-            continue
-        folders.append(shell.evaluate(*(arguments if not folders else with_tiny(arguments)), "workers=0"))
-    return folders
+    """The folder of each run that the page's commands make."""
+    folders = [
+        shell.evaluate(*arguments) if program == "diffseg-eval" else shell(program, *arguments)
+        for program, *arguments in COMMANDS
+    ]
+    return [folder for folder in folders if isinstance(folder, Path)]
 
 
 def test_the_pages_commands_run_and_make_label_maps(runs):
@@ -123,7 +128,7 @@ def test_the_pages_commands_run_and_make_label_maps(runs):
         ["diffseg", "features", "halves"],
         [*(f"halves.vectors={n}" for n in (1, 2, 3)), "threshold=0.6", "threshold=1.1"],
     ]
-    assert [summary_of(folder)["model"] for folder in runs] == ["mini", *["tiny"] * 6]
+    assert [summary_of(folder)["model"] for folder in runs] == [*["mini"] * 5, "tiny", "mini"]
     for folder in runs:
         summary = summary_of(folder)
         for name in summary["segmenters"]:
@@ -154,42 +159,28 @@ def test_an_own_data_set_is_named_and_its_classes_are_scored(runs):
 
 def test_edited_code_is_predicted_anew_and_an_untouched_rerun_does_nothing(shell, runs):
     first = runs[6]
-    arguments = [*with_tiny(COMMANDS[-1][1:]), "workers=0"]
-    again = shell("diffseg-eval", *arguments)
+    again = shell(*COMMANDS[-1])
     assert f"-> {first.relative_to(shell.folder)}\n" in again.stderr
     assert "predict: nothing to do" in again.stderr
     assert "score: nothing to do" in again.stderr
     source = shell.folder / "mine.py"
     source.write_text(source.read_text().replace("[: self.vectors] > 0", "[: self.vectors] > 0.01"))
     try:
-        edited = shell.evaluate(*arguments)
+        edited = shell.evaluate(*COMMANDS[-1][1:])
     finally:
         newcomer(shell.folder)
     assert edited != first
     assert not np.array_equal(maps_of(first, "halves.vectors=2"), maps_of(edited, "halves.vectors=2"))
 
 
-@pytest.mark.slow
-def test_the_page_holds_for_an_installed_wheel(tmp_path, runs):
-    checkout, installed = tmp_path / "checkout", tmp_path / "installed"
-    left_out = shutil.ignore_patterns(".git", ".venv", ".*_cache", "build", "*.egg-info", "runs", "__pycache__")
-    shutil.copytree(ROOT, checkout, symlinks=True, ignore=left_out)
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*pip, "--target", str(installed), str(checkout)], check=True)
-    shutil.rmtree(checkout)
-    shell = Shell(newcomer(tmp_path / "newcomer"), installed / "bin", installed)
-    where = shell(sys.executable, "-c", "import diffseg.eval.run as r; print(r.__file__)").stdout.strip()
-    assert Path(where) == installed / "diffseg" / "eval" / "run.py"
-
-    folders = [
-        shell.evaluate(*arguments) if program == "diffseg-eval" else shell(program, *arguments)
-        for program, *arguments in COMMANDS
-    ]
-    folders = [folder for folder in folders if isinstance(folder, Path)]
-    assert len(folders) == len(runs)
-    assert summary_of(folders[0])["segmenters"] == summary_of(runs[0])["segmenters"]
-    assert folders[0].name == runs[0].name  # the same sources, so the same run
-    assert "predict: nothing to do" in shell(*COMMANDS[0]).stderr
+def test_a_checkout_does_what_an_installed_wheel_does(tmp_path, shell, runs, commands):
+    (shell.folder / "where.py").write_text("import diffseg.eval.run as r; print(r.__file__)")
+    assert Path(shell("python", "where.py").stdout.strip()) == shell.modules / "diffseg" / "eval" / "run.py"
+    checkout = Shell(commands, newcomer(tmp_path / "newcomer"), console_script(tmp_path / "bin"), ROOT)
+    folder = checkout.evaluate(*COMMANDS[0][1:])
+    assert summary_of(folder)["segmenters"] == summary_of(runs[0])["segmenters"]
+    assert folder.name == runs[0].name  # the same sources, so the same run
+    assert "predict: nothing to do" in checkout(*COMMANDS[0]).stderr
 
 
 # --- what is not quite right ------------------------------------------------------------------------------------------

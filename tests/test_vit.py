@@ -1,9 +1,6 @@
 """Vision transformers: attention against the textbook in float64, features against a hook, loading, a whole run."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -22,7 +19,6 @@ from transformers import (
 from diffseg.attention import Look, Needs
 from diffseg.backbones.vit import IMAGENET, VisionTransformer
 from diffseg.errors import UserError
-from tests.hub import Hub
 from tests.models import save_pipeline
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
@@ -221,36 +217,32 @@ for name in sys.argv[1:]:
 """
 
 
-def test_from_a_hub(folders, tmp_path):
+def test_from_a_hub(folders, tmp_path, on_hub):
     own = save_vit("dinov3", tmp_path / "own")
     (own / "preprocessor_config.json").write_text('{"image_mean": [0.25, 0.5, 0.5]}')
     pickled = tmp_path / "pickled"
     pickled.mkdir()
     (pickled / "config.json").write_bytes((folders["dinov2"] / "config.json").read_bytes())
     torch.save({}, pickled / "pytorch_model.bin")
-    served = {"us/dinov2": folders["dinov2"], "us/dinov3": own, "us/pickled": pickled, "us/gated": own}
-    hub = Hub({(name, "main"): folder for name, folder in served.items()}, gated={"us/gated"})
-    keep = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
-    environment = keep | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "cache"), "NO_PROXY": "*"}
-
-    command = [sys.executable, "-c", LOAD, *served, "us/none"]
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
-    hub.close()
+    served = {"us/dinov2": folders["dinov2"], "us/dinov3": own, "us/vit-pickled": pickled, "us/gated": own}
+    hub, commands = on_hub
+    hub.repositories |= {(name, "main"): folder for name, folder in served.items()}
+    (tmp_path / "load.py").write_text(LOAD)
+    ran = commands(*served, "us/none", script=tmp_path / "load.py", cwd=tmp_path)
     dinov2, dinov3, pickled_only, gated, none = ran.stdout.splitlines()
     assert dinov2 == f"14 {IMAGENET[0]}"
     assert dinov3 == "16 (0.25, 0.5, 0.5)"
-    assert pickled_only.startswith("OSError: cannot load 'us/pickled' from the Hugging Face hub")
+    assert pickled_only.startswith("OSError: cannot load 'us/vit-pickled' from the Hugging Face hub")
     assert none.startswith("OSError: cannot load 'us/none' from the Hugging Face hub")
     assert gated.startswith("OSError: us/gated is given only to those who accept its licence")
     assert "HF_TOKEN" in gated
 
 
-def test_a_whole_run(folders, tmp_path):
+def test_a_whole_run(folders, tmp_path, commands):
     """Photos of 100 pixels, no multiple of 14; methods on attention and features, layers chosen."""
     settings = ["model=dinov2", f"model.name={folders['registers']}", "dataset.count=2", "dataset.size=100"]
     settings += ["segmenters.diffseg.anchors=4", "layers=[-1,*.0.*]", f"runs={tmp_path}", "workers=0", "device=cpu"]
-    program = [sys.executable, "-m", "diffseg.eval.run", *settings]
-    ran = subprocess.run(program, capture_output=True, text=True, check=False)
+    ran = commands(*settings, cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     (path,) = tmp_path.glob("*/summary.json")
     summary = json.loads(path.read_text())

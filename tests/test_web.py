@@ -261,13 +261,12 @@ def test_names_that_lead_here_from_elsewhere_are_refused(served):
         urlopen(Request(served.url, headers={"Host": "elsewhere.example"}))
 
 
-def test_a_taken_port_is_one_sentence(served, tmp_path):
+def test_a_taken_port_is_one_sentence(tmp_path, commands):
     import socket
 
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
-        command = [sys.executable, "-m", "diffseg.cli", "web", "--port", port]
-        ran = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+        ran = commands("web", "--port", port, module="diffseg.cli", cwd=tmp_path)
     assert ran.returncode == 2
     assert f"port {port}" in ran.stderr
     assert "Traceback" not in ran.stderr
