@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich import box
@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from diffseg import __version__, presets
+from diffseg.ahead import side_by_side
 from diffseg.errors import UserError, printable
 from diffseg.files import ATTENTION, OUTPUTS, check_writable, name_outputs, write
 from diffseg.options import (
@@ -133,8 +134,9 @@ def segment(
         export = _exports(coco, label_studio, polygons, folder, jobs, opacity, palette)
         seg, settings = _load(folder, device, dtype, **options)
         drawing = {"opacity": opacity, "numbers": numbers, "palette": palette}
+        streams = seg.model.streams((settings.size, settings.size))
         failed, records = process_files(
-            lambda photo, path: seg.segment(photo, settings), jobs, folder, options["model"], drawing
+            lambda photo, path: seg.segment(photo, settings), jobs, folder, options["model"], drawing, streams
         )
         export(records)
         for path, credit in credits.items():
@@ -312,15 +314,18 @@ def explore(
         jobs = name_outputs(find_photos(_given(photos, credits, "explore")))
         listed = _page_options(out, options["threshold"], nouns, opacity, jobs)
         seg, settings = _load(out.parent, device, dtype, **options)
-        from diffseg.page.explore import page_of, photo_data
+        from diffseg.page.explore import Photo, page_of, photo_data
 
-        pages: dict[str, Any] = {}
+        pages: dict[str, Photo] = {}
 
-        def look(image: np.ndarray, photo: Path, name: str) -> None:
+        def look(image: np.ndarray, photo: Path) -> Photo:
             explorer = seg.explore(image, listed, timestep=settings.timestep, size=settings.size)
-            pages[name] = photo_data(explorer, settings, photo.name, credits.get(photo, ""))
+            return photo_data(explorer, settings, photo.name, credits.get(photo, ""))
 
-        failed, seconds = each_photo(look, jobs, "looking at", options["model"])
+        def keep(page: Photo, photo: Path, name: str) -> None:
+            pages[name] = page
+
+        failed, seconds = each_photo(look, keep, jobs, "looking at", options["model"])
         if pages:
             write(out, page_of(list(pages.values()), options["model"], settings, opacity))
             megabytes = f"{out.stat().st_size / 1e6:.1f} MB"
@@ -641,12 +646,13 @@ def process_files(
     out: Path,
     model: str,
     drawing: dict[str, Any],
+    streams: int = 1,
 ) -> tuple[dict[Path, str], list[dict[str, Any]]]:
     """Segments photos into the folder `out`, with progress and a summary.
 
     Args:
         make: photo uint8 [H, W, 3] and its path -> what to write. jobs: {result name: photo}. model: its name.
-        drawing: how overlays are drawn.
+        drawing: how overlays are drawn. streams: photos to work on at a time.
 
     Returns:
         {photo: what was wrong with it}, and the records of the others.
@@ -659,13 +665,12 @@ def process_files(
     records: list[dict[str, Any]] = []
     segments = 0
 
-    def work(image: np.ndarray, photo: Path, name: str) -> None:
+    def keep(made: Segmentation | LabelledSegmentation, photo: Path, name: str) -> None:
         nonlocal segments
-        made = make(image, photo)
         records.append(write_results(made, out / name, photo, **drawing))
         segments += len(made)
 
-    failed, seconds = each_photo(work, jobs, "segmenting", model)
+    failed, seconds = each_photo(make, keep, jobs, "segmenting", model, streams)
     if records:
         each = f"{seconds / len(records):.1f} s each"
         typer.echo(f"{_photos(len(records))}, {segments} segments in {seconds:.1f} s ({each}) -> {printable(out)}")
@@ -673,20 +678,36 @@ def process_files(
     return failed, records
 
 
+Made = TypeVar("Made")
+
+
 def each_photo(
-    work: Callable[[np.ndarray, Path, str], None], jobs: dict[str, Path], doing: str, model: str
+    make: Callable[[np.ndarray, Path], Made],
+    keep: Callable[[Made, Path, str], None],
+    jobs: dict[str, Path],
+    doing: str,
+    model: str,
+    streams: int = 1,
 ) -> tuple[dict[Path, str], float]:
-    """Works on one photo after the other, with progress; one that cannot be used is told, and skipped.
+    """Works on photos in order, with progress; one that cannot be used is told, and skipped.
 
     Args:
-        work: (photo uint8 [H, W, 3], its path, its result name). jobs: {result name: photo}. doing: as a word.
+        make: (photo uint8 [H, W, 3], its path) -> what is made of it. keep: (that, the path, its result name).
+        jobs: {result name: photo}. doing: as a word. streams: photos to work on at a time.
 
     Returns:
         {photo: what was wrong with it}, and the seconds it took.
     """
     from diffseg.images import ImageError, load_image
 
+    def attempt(photo: Path) -> Made | ImageError:
+        try:
+            return make(load_image(photo), photo)
+        except ImageError as error:
+            return error
+
     failed: dict[Path, str] = {}
+    results = side_by_side(attempt, jobs.values(), streams)
     start, screen = time.perf_counter(), Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     typer.echo(f"{doing} {_photos(len(jobs))} with {model}", err=True)
@@ -694,11 +715,12 @@ def each_photo(
         task = progress.add_task(doing, total=len(jobs))
         for name, photo in jobs.items():
             progress.update(task, description=printable(photo.name))
-            try:
-                work(load_image(photo), photo, name)
-            except ImageError as error:
-                failed[photo] = str(error)
-                progress.console.print(f"skipped {error}", style="red", highlight=False, soft_wrap=True, markup=False)
+            made = next(results)
+            if isinstance(made, ImageError):
+                failed[photo] = str(made)
+                progress.console.print(f"skipped {made}", style="red", highlight=False, soft_wrap=True, markup=False)
+            else:
+                keep(made, photo, name)
             progress.advance(task)
     return failed, time.perf_counter() - start
 

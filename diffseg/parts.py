@@ -12,16 +12,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +29,7 @@ from pycocotools import mask as coco_mask
 from pydantic import TypeAdapter, ValidationError
 
 from diffseg import __version__
+from diffseg.ahead import ahead, side_by_side, threads
 from diffseg.errors import UserError
 from diffseg.files import remove_abandoned
 from diffseg.images import ImageError, decode_image, load_image
@@ -39,8 +38,6 @@ from diffseg.stores import Place, StoreError, place, scheme_of
 if TYPE_CHECKING:
     from diffseg.segmenter import DiffSeg, Settings
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 Row = dict[str, Any]
 Loaded = np.ndarray | UserError  # a photo uint8 [H, W, 3], or what is wrong with it
 Labelled = np.ndarray | UserError  # labels int32 [H, W], or what is wrong with the photo
@@ -242,8 +239,8 @@ def check(out: str, run: Run, numbers: Sequence[int]) -> tuple[list[int], int]:
             return number, None
         return number, _check_run(metadata, number, part, run).get("failed", 0)
 
-    with _threads(4 * _PARTS_AHEAD) as pool:
-        for number, found in _ahead(pool, look, numbers, 4 * _PARTS_AHEAD):
+    with threads(4 * _PARTS_AHEAD) as pool:
+        for number, found in ahead(pool, look, numbers, 4 * _PARTS_AHEAD):
             if found is None:
                 damaged.append(number)
             else:
@@ -348,12 +345,19 @@ def write_part(job: PartJob, advance: Callable[[], object] | None = None) -> Par
         raise UserError(f"the model {run.model} is another here than the run's: its files differ")
     plain: dict[str, Any] = {key: tuple(x) if isinstance(x, list) else x for key, x in run.settings.items()}
     settings = Settings(**plain)
+
+    def alone(photo: Loaded) -> Labelled:
+        return photo if isinstance(photo, UserError) else _labelled(seg, [photo], settings, 1)[0]
+
     rows: list[Row] = []
     batch = 1 if seg.model.device.type == "cpu" else BATCH
-    with _threads(job.readers) as readers, _threads(1) as encoder:
-        photos = _ahead(readers, lambda key: _photo(key, job.folder), job.keys, max(job.readers, batch * _WINDOW))
-        results = _segmented(seg, photos, settings, batch)
-        for key, row in zip(job.keys, _ahead(encoder, _columns, results, 2 * batch), strict=True):
+    with threads(job.readers) as readers, threads(1) as encoder:
+        photos = ahead(readers, lambda key: _photo(key, job.folder), job.keys, max(job.readers, batch * _WINDOW))
+        if batch > 1:
+            results = _segmented(seg, photos, settings, batch)
+        else:
+            results = side_by_side(alone, photos, seg.model.streams((settings.size, settings.size)))
+        for key, row in zip(job.keys, ahead(encoder, _columns, results, 2 * batch), strict=True):
             rows.append({"key": key, **row})
             if advance is not None:
                 advance()
@@ -384,11 +388,11 @@ def _photo(key: str, folder: str) -> Loaded:
 
 
 def _segmented(seg: DiffSeg, photos: Iterator[Loaded], settings: Settings, batch: int) -> Iterator[Labelled]:
-    """The labels of photos, or what is wrong with one. batch: photos of one shape in one pass.
+    """The labels of photos, or what is wrong with one. batch: most photos of one shape in one pass.
 
     Who shares a pass is decided by the photos alone, so that the same photos give the same labels.
     """
-    while window := list(islice(photos, batch * _WINDOW if batch > 1 else 1)):
+    while window := list(islice(photos, batch * _WINDOW)):
         labels = iter(_labelled(seg, [p for p in window if not isinstance(p, UserError)], settings, batch))
         for photo in window:
             yield photo if isinstance(photo, UserError) else next(labels)
@@ -437,29 +441,6 @@ def _parquet(rows: Sequence[Row], job: PartJob) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(rows, schema), sink, compression="zstd")
     return sink.getvalue().to_pybytes()
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads whose work is dropped when an error leaves the block: it may be waiting for a store."""
-    pool = ThreadPoolExecutor(count)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _ahead(
-    pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item], most: int
-) -> Iterator[Result]:
-    """The results of work on items, in order; at most `most` are begun or done before they are asked for."""
-    begun: deque[Future[Result]] = deque()
-    for item in items:
-        begun.append(pool.submit(work, item))
-        if len(begun) > most:
-            yield begun.popleft().result()
-    while begun:
-        yield begun.popleft().result()
 
 
 # --- reading parts ----------------------------------------------------------------------------------------------------
@@ -560,8 +541,8 @@ def _rows(
         _check_run(table.schema.metadata, number, part, run)
         return table
 
-    with _threads(_PARTS_AHEAD) as pool:
-        for table in _ahead(pool, load, done(uri), _PARTS_AHEAD):
+    with threads(_PARTS_AHEAD) as pool:
+        for table in ahead(pool, load, done(uri), _PARTS_AHEAD):
             yield from table.to_pylist()
 
 

@@ -8,7 +8,6 @@ segmenters that look alike.
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext, suppress
@@ -23,10 +22,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
+from diffseg.ahead import side_by_side
 from diffseg.attention import Look, Needs, Observation, Size
 from diffseg.backbones.base import Backbone
 from diffseg.datasets.base import DataError, Dataset, Words
-from diffseg.devices import full_float32
 from diffseg.errors import UserError
 from diffseg.eval.progress import track
 from diffseg.eval.runs import Run
@@ -172,7 +171,11 @@ def predict(
     prompted = prompts if any(asked.prompted for asked in needs) else None
     sizes = [dataset.size, *sorted({asked.size for asked in needs if asked.size} - {dataset.size})]
     on_cpu = backbone is None or backbone.device.type == "cpu"
-    streams = min(streams, torch.get_num_threads()) if on_cpu and not prompted else 1  # tokenizers are for one thread
+    mapped = [asked.size or dataset.size for asked, wanted in needs.items() if wanted.attention]
+    if backbone:
+        side = max(mapped, default=dataset.size)
+        streams = min(streams, backbone.streams((side, side), max(1, len(mapped))))
+    streams = 1 if prompted else min(streams, torch.get_num_threads())
     pin = backbone is not None and backbone.device.type == "cuda"
     multiple = backbone.multiple if backbone and dataset.prepare == "whole" else 1
     images_read = _Loader(dataset, todo, sizes, multiple, told, prompted)
@@ -235,38 +238,22 @@ def _segmented(passes: list[_Pass]) -> Iterator[_Segmented]:
 def _streamed(
     batches: Iterable[Read], begin: Callable[[Read], list[_Pass]], streams: int, turns: Mapping[str, Lock]
 ) -> Iterator[tuple[Read, list[_Segmented]]]:
-    """Batches in order with their labels, `streams` of them at a time, each in a thread with its share of torch's.
-
-    Two cores are busier with two images than with one: small layers do not fill both. Passes are made side by side; a
-    segmenter has one image at a time, so that it may keep what it likes.
+    """Batches in order with their labels, `streams` of them at a time. Passes are made side by side; a segmenter has
+    one batch at a time, so that it may keep what it likes.
 
     turns: a lock for each segmenter, by its name.
     """
-    threads = torch.get_num_threads()
 
-    def segmented(passes: list[_Pass]) -> list[_Segmented]:
+    def segmented(begun: tuple[Read, list[_Pass]]) -> tuple[Read, list[_Segmented]]:
         labels: list[_Segmented] = []
+        read, passes = begun
         while passes:
             alike = passes.pop(0)
             alike.batch.start()
             labels += alike.segmented(turns)
-        return labels
+        return read, labels
 
-    under_way: deque[tuple[Read, Future[list[_Segmented]]]] = deque()
-    own = partial(torch.set_num_threads, threads // streams)
-    with full_float32(), ThreadPoolExecutor(streams, initializer=own) as pool:  # what it sets is set for all threads
-        try:
-            for read in batches:
-                under_way.append((read, pool.submit(segmented, begin(read))))
-                if len(under_way) > streams:
-                    first, labels = under_way.popleft()
-                    yield first, labels.result()
-            while under_way:
-                first, labels = under_way.popleft()
-                yield first, labels.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-            torch.set_num_threads(threads)
+    return side_by_side(segmented, ((read, begin(read)) for read in batches), streams)
 
 
 def _begun(

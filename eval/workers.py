@@ -70,8 +70,8 @@ def killed_readers_told() -> Iterator[None]:
 def leave_with_parent(worker: int = 0) -> None:
     """Ends this process when the one that started it is killed; blocked on a full pipe, it would wait for ever.
 
-    A scheduler's warning and its SIGTERM, which may reach all processes of a job, are that one's to answer: what it does
-    then, this one would have inherited. Until it has, this one goes on, for some seconds at most.
+    A scheduler's warning and its SIGTERM, which may reach all processes of a job, are that one's to answer: what it
+    does then, this one would have inherited. Until it has, this one goes on, for some seconds at most.
     """
     for warning in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(warning, signal.SIG_IGN)

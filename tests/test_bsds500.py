@@ -220,26 +220,27 @@ def test_the_next_pass_is_started_before_a_batch_is_handed_on():
     """And where two do not fit into memory at once, the second is left to be made when it is asked for."""
     events = []
 
-    class Images:
-        def __init__(self, number, fits=True):
-            self.number, self.fits = number, fits
+    class Pass:
+        def __init__(self, number):
+            self.number, self.batch = number, self
 
         def start(self):
             events.append(f"start {self.number}")
-            if not self.fits:
+            if self.number == 1:
                 raise torch.OutOfMemoryError
 
-    def begin(read):
-        return [predict._Pass([], {}, Images(read, fits=read != 1))]
+        def segmented(self):
+            yield self.number
+
 
     for ahead, expected in (
         (True, ["start 0", "start 1", "merge 0", "start 2", "merge 1", "merge 2"]),
         (False, ["merge 0", "merge 1", "merge 2"]),
     ):
         events.clear()
-        for read, passes in predict._begun(range(3), begin, ahead):
+        for read, labels in predict._begun(range(3), lambda read: [Pass(read)], ahead):
             events.append(f"merge {read}")
-            assert passes[0].batch.number == read
+            assert list(labels) == [read]
         assert events == expected
 
 

@@ -461,11 +461,14 @@ def test_golden_attention_end_to_end(tmp_path, monkeypatch):
 
         device = torch.device("cpu")
 
+        def streams(self, size, selections=1):
+            return 1
+
         def observe(self, images, needs, look, prompts=None, wait=True):
             return Observation(golden_maps(waiting.pop(0), torch.float32))
 
     monkeypatch.setattr(run, "_load_model", lambda *a, **k: Recorded())
-    overrides = ["dataset=folder", f"dataset.root={tmp_path / 'data'}", "workers=0", "streams=1", "device=cpu"]
+    overrides = ["dataset=folder", f"dataset.root={tmp_path / 'data'}", "workers=0", "device=cpu"]
     overrides += ["stages=[predict,score]"]
     for case in cases:
         assert (case["tau"], case["anchors"]) == (cases[0]["tau"], cases[0]["anchors"])

@@ -510,17 +510,6 @@ print(photos, keys, peak() - before)
     assert grown < 16 << 20
 
 
-def test_no_more_is_begun_than_allowed():
-    """A gate shuts after the third: the fourth item is taken when the first result has been."""
-    begun: list[int] = []
-    with parts._threads(8) as pool:
-        results = parts._ahead(pool, lambda item: begun.append(item) or item, iter(range(100)), 3)
-        for expected, result in enumerate(results):
-            assert result == expected
-            assert len(begun) <= expected + 4
-    assert sorted(begun) == list(range(100))
-
-
 # --- stores and disks that fail ---------------------------------------------------------------------------------------
 
 

@@ -222,7 +222,7 @@ EXPECTED = {
     "cli.py": {
         "words": ["CaptionError"],
         "_numbers": ["ValueError"],  # of float(text), see below
-        "each_photo": ["ImageError"],
+        "attempt": ["ImageError"],
         "main": ["SystemExit"],  # of a command that is done
     },
     "eval/evaluation.py": {"_score": ["DataError"]},

@@ -144,13 +144,30 @@ class Backbone(ABC):
         first, *rest = (replace(one, features=features) for one in seen)
         return replace(first, selections=dict(zip(selections[1:], rest, strict=True)))
 
+    def streams(self, size: Size, selections: int = 1) -> int:
+        """How many images (H, W) in pixels, each with a pass of its own, are worth working on at a time.
+
+        On a CPU as many as torch has threads, up to four, and as half of the free memory holds; elsewhere one.
+        selections: of layers, whose maps are kept apart.
+        """
+        if self.device.type != "cpu":
+            return 1
+        most = min(_STREAMS, torch.get_num_threads())
+        needed = _OF_MAPS * maps_bytes(set(self._grids(size).values()), 1) * selections
+        free = free_bytes(self.device)
+        return max(1, most if free is None or not needed else min(most, free // 2 // needed))
+
+    def _grids(self, size: Size) -> dict[str, Size]:
+        """The sizes of the self-attention layers' maps for images (H, W) in pixels, where they are known before."""
+        return {layer: grid for layer in self.self_attention() if (grid := self.grid(layer, size))}
+
     def _check_memory(self, groups: Sequence[frozenset[str] | None], size: Size, count: int) -> None:
         """Refuses a pass whose maps would not fit, where the backbone knows their sizes before.
 
         Args:
             groups: of layers, whose maps are kept apart. size: (H, W) of the images in pixels. count: of images.
         """
-        grids = {layer: grid for layer in self.self_attention() if (grid := self.grid(layer, size))}
+        grids = self._grids(size)
         free = free_bytes(self.device) if grids else None
         if free is None:
             return
@@ -164,6 +181,10 @@ class Backbone(ABC):
                 f"smaller size (--size, or dataset.size of an evaluation) or batch_size, fewer selections of layers, "
                 f"or another device"
             )
+
+
+_STREAMS = 4  # 16 cores do most with four images in four threads each
+_OF_MAPS = 4  # what an image takes in all, as a multiple of its maps
 
 
 def maps_bytes(grids: Collection[Size], count: int) -> int:
