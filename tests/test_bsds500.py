@@ -232,7 +232,6 @@ def test_the_next_pass_is_started_before_a_batch_is_handed_on():
         def segmented(self):
             yield self.number
 
-
     for ahead, expected in (
         (True, ["start 0", "start 1", "merge 0", "start 2", "merge 1", "merge 2"]),
         (False, ["merge 0", "merge 1", "merge 2"]),

@@ -94,7 +94,7 @@ def files(folder):
 
 def test_an_interrupted_training_makes_the_same_files(tmp_path, monkeypatch):
     """From nothing to a folder, twice: once in one go, once cut within every stage and continued."""
-    shorten(monkeypatch, {name: stage for name, stage in TINY.items() if name != "regions"})  # as regions-3, but simpler
+    shorten(monkeypatch, {name: stage for name, stage in TINY.items() if name != "regions"})  # regions-3 is as it
     train.main(tmp_path / "whole", None, work=tmp_path / "once", device="cpu")
     place = {"out": tmp_path / "broken", "start": None, "work": tmp_path / "often"}
     for owner, name, call in CUTS:
@@ -267,8 +267,8 @@ def test_a_prompt_has_the_nouns_of_a_scene_and_others():
     for step in range(5):
         ids, tokens = words._prompts(np.random.default_rng(step), scenes, ["dog", "sea", "sky", "wall"], tokenizer, 2)
         assert ids.shape == (2, 77)
-        for row, scene, masks in zip(ids, scenes, tokens, strict=True):
-            for (noun, _), mask in zip(scene, masks, strict=False):
+        for row, nouns, masks in zip(ids, scenes, tokens, strict=True):
+            for (noun, _), mask in zip(nouns, masks, strict=False):
                 assert tokenizer.decode(row[mask.bool().numpy()]).strip() == noun
         assert not tokens[1, 1].any()
 
