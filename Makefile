@@ -78,7 +78,7 @@ paper: setup     ## does it reproduce? the whole paper with MODEL on COCO=folder
 MEASURED = results/runs/evidence
 MEASURE = $(EVAL) runs=$(MEASURED) run=$(MEASURED)
 PHOTO = dataset=coco_stuff27 dataset.root=$(PHOTOS) dataset.split=all
-evidence: setup  ## results/evidence, measured again (an hour and a half on two cores); with real photos too: PHOTOS=a folder like data/coco
+evidence: setup  ## results/evidence, measured again (an hour and a half on two cores); with real photos too: PHOTOS=a folder like data/coco, BSDS=a folder like data/bsds500
 	$(MEASURE)/scenes experiment=protocols dataset.count=200 +segmenter@segmenters.colour=colour
 	$(MEASURE)/arena experiment=arena dataset.count=200
 	$(MEASURE)/baselines experiment=baselines
@@ -90,6 +90,7 @@ evidence: setup  ## results/evidence, measured again (an hour and a half on two 
 	$(if $(PHOTOS),$(MEASURE)/photos-arena $(PHOTO) experiment=arena)
 	$(if $(PHOTOS),$(MEASURE)/photos $(PHOTO) experiment=protocols +segmenter@segmenters.colour=colour)
 	$(if $(PHOTOS),$(MEASURE)/photos $(PHOTO) experiment=protocols +segmenter@segmenters.colour=colour score_size=320)
+	$(if $(BSDS),$(MEASURE)/bsds-arena experiment=arena dataset=bsds500 dataset.root=$(BSDS) protocol=[regions,boundaries] '~segmenters.kmeans_s')
 	$(if $(PHOTOS),for what in threshold relative weights; do $(MEASURE)/photos-$$what $(PHOTO) experiment=ablation_$$what || exit; done)
 	$(RUN) -m diffseg.eval.show.tables --runs $(MEASURED) --out results/evidence
 	cd $(MEASURED) && $(abspath $(RUN)) -m diffseg.eval.show.figures curves sweeps/* $(filter-out timestep,$(ABLATIONS)) \
