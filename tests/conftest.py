@@ -1,7 +1,5 @@
 """What all test files share."""
 
-import os
-
 import pytest
 
 from tests.fresh import Commands
@@ -21,10 +19,7 @@ def on_hub(tmp_path_factory):
     """(a hub on localhost, to which tests add repositories; commands for which it is the hub, and with a cache)."""
     hub = Hub({}, gated={"us/gated"})
     settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path_factory.mktemp("cache")), "HF_HUB_DISABLE_XET": "1"}
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
-            patch.delenv(name)
-        commands = Commands(**settings, NO_PROXY="*")
+    commands = Commands(**settings, NO_PROXY="*", no_proxy="*")
     yield hub, commands
     commands.close()
     hub.close()
