@@ -399,7 +399,7 @@ def main(
             notes = {"protocols": "Percent and rank under each protocol."}
             for kind, shown in what.items():
                 title = f"{shown.title[:1].upper()}{shown.title[1:]}; {s['model'] or 'label maps'}"
-                at = f"-{s['size']}" if s["size"] != s["dataset"]["size"] else ""
+                at = f"-{s['size']}" if s["size"] not in (None, s["dataset"]["size"]) else ""
                 note = f"{notes.get(kind, '')} {shown.caption}".strip()
                 tables[f"{kind}-{s['run']}{at}"] = _as_frame(shown), title, note
     for name, (rows, title, note) in tables.items():
