@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,9 +38,11 @@ def loader(
     )
 
 
-def _end_soon(seconds: float = 5.0) -> None:
-    time.sleep(seconds)
-    os._exit(128 + signal.SIGTERM)
+def _leave_when_told(seconds: float = 5.0) -> None:
+    """Waits for a SIGTERM. The parent's ends this process at once; after another's the parent has some seconds."""
+    if signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+        signal.sigtimedwait([signal.SIGTERM], seconds)
+    os._exit(0)
 
 
 def free_shared_bytes(place: Path = Path("/dev/shm")) -> float:
@@ -75,7 +76,9 @@ def leave_with_parent(worker: int = 0) -> None:
     """
     for warning in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(warning, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=_end_soon, daemon=True).start())
+    if hasattr(signal, "sigwaitinfo"):  # which macOS lacks
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=_leave_when_told, daemon=True).start()
 
     def watch() -> None:
         parent = multiprocessing.parent_process()

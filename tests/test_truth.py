@@ -649,7 +649,10 @@ def test_a_bug_keeps_its_traceback(commands, others, tmp_path, overrides, line):
     ("overrides", "sentence"),
     [
         (segmenter("segmenters.Told"), "the moon is not full: wait"),
-        ([*segmenter("segmenters.Begins"), "+segmenters.mine.moon=0.2"], "the moon must be full, got 0.2"),
+        (
+            [*segmenter("segmenters.Begins"), "+segmenters.mine.moon=0.2"],
+            "segmenters.mine: the moon must be full, got 0.2",
+        ),
         (
             [*segmenter("segmenters.Begins"), "+segmenters.mine.sun=1"],
             "segmenters.mine has no setting sun; it takes moon",
