@@ -40,7 +40,8 @@ def loader(
 
 def _leave_when_told(seconds: float = 5.0) -> None:
     """Waits for a SIGTERM. The parent's ends this process at once; after another's the parent has some seconds."""
-    if signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+    parent = multiprocessing.parent_process()
+    if signal.sigwaitinfo([signal.SIGTERM]).si_pid != (parent.pid if parent else os.getppid()):
         signal.sigtimedwait([signal.SIGTERM], seconds)
     os._exit(0)
 
