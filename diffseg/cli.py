@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import atexit
-import gc
 import json
-import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -57,6 +53,7 @@ from diffseg.options import (
     is_given,
     one_sentence,
 )
+from diffseg.start import uncollected
 
 if TYPE_CHECKING:
     import numpy as np
@@ -564,7 +561,7 @@ def _load(
     given = None if threshold is None else _numbers("--threshold", threshold)
     thresholds = given[0] if given is not None and len(given) == 1 else given  # one is for all iterations
     options = {**options, "weights": None if weights is None else _numbers("--weights", weights)}
-    with _waiting() as say, _uncollected():
+    with _waiting() as say, uncollected():
         say("loading torch")
         from diffseg.devices import resolve_device, resolve_dtype, slow_dtype
         from diffseg.segmenter import DiffSeg, Settings
@@ -591,18 +588,6 @@ def _waiting() -> Iterator[Callable[[str], None]]:
         return
     with screen.status("") as status:
         yield lambda text: status.update(Text(f"{text} ..."))
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """No search for garbage among the objects of thousands of modules while these are imported: a sixth of the time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _numbers(option: str, text: str) -> list[float]:
@@ -732,16 +717,8 @@ def tell_failed(failed: dict[Path, str], done: str) -> None:
 
 
 def main() -> None:
-    """The command `diffseg`. It ends without taking the interpreter apart, which would be a second after torch."""
-    try:
-        app()
-    except SystemExit as end:
-        if type(end.code) is not int:
-            raise
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(end.code)
+    """The command `diffseg`."""
+    app()
 
 
 if __name__ == "__main__":

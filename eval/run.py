@@ -72,6 +72,7 @@ from diffseg.eval.vary import varied
 from diffseg.files import is_file_name, write
 from diffseg.layers import select
 from diffseg.methods.base import Oracle, Segmenter
+from diffseg.start import uncollected
 
 CONFIG = "pkg://diffseg.conf"
 _OF_CLUSTER = ("address", "gpus", "cpus", "chunk", "readers", "retries", "timeout_s")
@@ -338,7 +339,8 @@ def model_name(settings: dict[str, Any], choice: str) -> str:
 
 @lru_cache(maxsize=1)  # the jobs of a sweep share it
 def _load_model(settings: str, device: str, dtype: str | None) -> Backbone:
-    return make(json.loads(settings), "model", Backbone, device=device, dtype=dtype)
+    with uncollected():  # diffusers and transformers are imported here
+        return make(json.loads(settings), "model", Backbone, device=device, dtype=dtype)
 
 
 # --- Hydra ------------------------------------------------------------------------------------------------------------
@@ -389,6 +391,8 @@ def _job(config: DictConfig) -> dict[str, Any]:
     command = command_of(HydraConfig.get().overrides.task, folders)
     if HydraConfig.get().mode == RunMode.RUN:
         with _told():
+            if (launcher := chosen.get("hydra/launcher")) != "basic":
+                raise UserError(f"hydra/launcher={launcher} starts the jobs of a sweep, so give it with -m")
             return evaluate(experiment_of(resolved(config), names, command))
     try:  # one bad setting does not end a sweep
         with _without_tables():

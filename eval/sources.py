@@ -74,7 +74,7 @@ def _imports(name: str, is_package: bool, source: bytes) -> tuple[str, ...]:
     """Names of the modules, or of things in modules, that a module's source imports."""
     package = name if is_package else name.rpartition(".")[0]
     names: list[str] = []
-    for node in _executed(ast.parse(source)):
+    for node in _executed(ast.parse(source).body):
         if isinstance(node, ast.Import):
             names += (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -86,10 +86,11 @@ def _imports(name: str, is_package: bool, source: bytes) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _executed(tree: ast.AST) -> Iterator[ast.AST]:
-    """All nodes but those under `if TYPE_CHECKING:`."""
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+def _executed(statements: Iterable[ast.AST]) -> Iterator[ast.AST]:
+    """All statements, those inside others too, but not those under `if TYPE_CHECKING:`."""
+    for statement in statements:
+        if isinstance(statement, ast.If) and "TYPE_CHECKING" in ast.dump(statement.test):
             continue
-        yield node
-        yield from _executed(node)
+        yield statement
+        for inside in ("body", "handlers", "cases", "orelse", "finalbody"):
+            yield from _executed(getattr(statement, inside, ()))

@@ -5,6 +5,8 @@ process reads its environment and its current folder as any other does; what the
 they are imported is the server's.
 """
 
+import atexit
+import gc
 import json
 import os
 import runpy
@@ -190,12 +192,30 @@ def become(job: dict) -> None:
         runpy.run_module(job["module"], run_name="__main__", alter_sys=True)
 
 
+def end(status: int) -> None:
+    """Ends this process without taking the interpreter apart: that would copy what it shares with the server."""
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 if __name__ == "__main__":
     channel = socket.socket(fileno=int(sys.argv[1]))
     for name in sys.argv[2:]:
         import_module(name)
     import_module("PIL.Image").init()  # formats are modules, too
     import_module("torch").set_num_threads(1)
+    gc.freeze()  # or every process would copy it all to look for garbage in it
     todo = serve(channel)
     if todo:
-        become(todo)
+        try:
+            become(todo)
+        except SystemExit as ended:
+            if not isinstance(ended.code, int | None):
+                raise
+            end(ended.code or 0)
+        except Exception:
+            sys.excepthook(*sys.exc_info())
+            end(1)
+        end(0)

@@ -1,5 +1,7 @@
 """Imported once by a server whose forks are the processes that tests kill: they need not import everything again."""
 
+import gc
+
 import torch
 
 import diffseg.eval.run  # noqa: F401
@@ -7,3 +9,4 @@ from diffseg.backbones.diffusion import DiffusionModel
 
 torch.set_num_threads(1)  # forks of a process with a thread pool would wait for threads that they do not have
 DiffusionModel.from_pretrained("mini", device="cpu")
+gc.freeze()  # or every fork would copy it all to look for garbage in it

@@ -484,7 +484,7 @@ def test_golden_attention_end_to_end(tmp_path, monkeypatch):
 
 
 PROCESSES = multiprocessing.get_context("forkserver")  # forks of a clean server that has imported everything once
-PROCESSES.set_forkserver_preload(["tests.preload", __name__])
+PROCESSES.set_forkserver_preload([__name__, "tests.preload"])
 
 
 def _evaluate_quietly(config, names):

@@ -223,8 +223,8 @@ EXPECTED = {
         "words": ["CaptionError"],
         "_numbers": ["ValueError"],  # of float(text), see below
         "attempt": ["ImageError"],
-        "main": ["SystemExit"],  # of a command that is done
     },
+    "start.py": {"_run": ["SystemExit"]},  # of a command that is done
     "eval/evaluation.py": {"_score": ["DataError"]},
     "eval/paper.py": {  # one step that cannot be done, or fails, is told and takes no other with it
         "plan": [MENDABLE],
