@@ -25,7 +25,7 @@ from diffseg.mini.text import train_tokenizer
 from diffseg.segmentation import aggregate
 
 TINY = {
-    "scenes": Drawing(small=3, large=2),
+    "scenes": Drawing(small=3, large=2, small_size=128, large_size=256),
     "autoencoder": Autoencoding(steps=4, batch=2),
     "start": Start(),
     "unet": Denoising(steps=4, batch=2, batch_fine=1),
@@ -141,7 +141,7 @@ def test_the_later_stages_of_a_finished_model(trained):
         assert json.loads((out / name / "config.json").read_text()) == json.loads(
             (EMBEDDED["mini"] / name / "config.json").read_text()
         )
-    for stage, columns in (("agreement", "step,loss_32,loss_64,agreement"), ("regions-3", "step,loss_64,agreement")):
+    for stage, columns in (("agreement", "step,loss_16,loss_32,agreement"), ("regions-3", "step,loss_32,agreement")):
         assert (work / f"{stage}-curve.csv").read_text().startswith(columns)
     assert not (work / "unet.pt").exists()
 

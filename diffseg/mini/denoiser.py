@@ -78,8 +78,9 @@ def _batch(data: Latents, recipe: Denoising, step: int, empty: np.ndarray, devic
             text = data.large_ids[i]
             large.append(int(i))
             if not fine:
-                top, left = rng.integers(0, z.shape[1] - 32 + 1, 2)
-                z, text = z[:, top : top + 32, left : left + 32], empty
+                side = data.small.shape[-1]
+                top, left = rng.integers(0, z.shape[-1] - side + 1, 2)
+                z, text = z[:, top : top + side, left : left + side], empty
         else:
             i = rng.integers(len(data.small))
             z, text = data.small[i], data.small_ids[i]
@@ -203,7 +204,8 @@ def train_unet(
     teacher = _teacher(recipe, work / f"regions-{_begun(recipe, unet, text)[:12]}.npy", data, unet, context)
     agreement = Agreement(unet, recipe.aggregated) if teacher else None
 
-    names = ["loss_32"] * (recipe.fine_every > 1) + ["loss_64"] + ["agreement"] * bool(teacher)
+    coarse, fine = (f"loss_{latents.shape[-1]}" for latents in (data.small, data.large))
+    names = [coarse] * (recipe.fine_every > 1) + [fine] + ["agreement"] * bool(teacher)
     training = Training(unet, text, recipe, work / f"{stage}.pt", names)
     signal = schedule().alphas_cumprod.to(device)
     first, steps = training.step, recipe.steps

@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Drawing:
-    """Draws scenes with captions: how many of 256 px, and how many of 512 px."""
+    """Draws scenes with captions: how many small ones, and how many large ones, and their sides in pixels."""
 
     small: int
     large: int
+    small_size: int = 256
+    large_size: int = 512
 
 
 @dataclass(frozen=True)

@@ -93,8 +93,8 @@ def _train(
     skipped = list(recipe)[: list(recipe).index(first)] if given else []
     for name, stage in recipe.items():
         if isinstance(stage, Drawing):
-            small = pictures(work, stage.small, 256, 0)
-            large = pictures(work, stage.large, 512, stage.small)
+            small = pictures(work, stage.small, stage.small_size, 0)
+            large = pictures(work, stage.large, stage.large_size, stage.small)
         elif isinstance(stage, Autoencoding):
             vae = given.pipeline.vae if given else train_autoencoder(work, stage, place, [small.images, large.images])
         elif isinstance(stage, Start):
