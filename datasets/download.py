@@ -18,7 +18,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -337,6 +337,16 @@ def _removed_if_bad(path: Path) -> Iterator[None]:
 
 def download(root: Path, archives: tuple[Archive, ...] = COCO) -> None:
     """Fetches and unpacks what root lacks; archives are kept in root/archives until all is unpacked."""
+    try:
+        _complete(root, archives)
+    finally:
+        for folder in (root / "archives", root):  # where nothing could be fetched
+            with suppress(OSError):
+                folder.rmdir()
+    shutil.rmtree(root / "archives", ignore_errors=True)
+
+
+def _complete(root: Path, archives: tuple[Archive, ...]) -> None:
     for archive in archives:
         target = root / archive.target
         if target.is_dir() and len(names_in(target, archive.suffix)) >= archive.count:
@@ -344,7 +354,6 @@ def download(root: Path, archives: tuple[Archive, ...] = COCO) -> None:
             continue
         count = unpack(fetch(archive, root / "archives"), archive, root)
         typer.echo(f"{target}: {count} files")
-    shutil.rmtree(root / "archives", ignore_errors=True)
 
 
 def main(

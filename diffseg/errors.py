@@ -35,8 +35,8 @@ def printable(text: object) -> str:
 def did_you_mean(name: str, known: Sequence[str]) -> str:
     """The known name that was probably meant, as the end of a sentence; "" where none is near.
 
-    It is one that ends with the name (threshold: segmenters.diffseg.threshold), or is spelt almost the same.
+    It is spelt almost the same, as a whole or in what follows its last dot (threshold: segmenters.diffseg.threshold).
     """
-    inner = [key for key in known if key.endswith(f".{name}")]
-    close = inner[:1] or get_close_matches(name, known, 1, 0.6)
-    return f"; did you mean {close[0]}?" if close else ""
+    spelt = {key.rpartition(".")[2]: key for key in reversed(known)} | {key: key for key in known}
+    close = get_close_matches(name, spelt, 1, 0.6)
+    return f"; did you mean {spelt[close[0]]}?" if close else ""

@@ -204,8 +204,6 @@ def begin(out: str, run: Run) -> list[int]:
         remove_abandoned(folder.local)
     names = folder.names()
     done = _numbers(names)
-    if done and done[-1] >= run.parts:
-        raise UserError(f"{folder.child(part_name(done[-1])).name} is of another, longer run: choose another --out")
     if RUN in names:
         before = run_of(out)
         if changes := _differences(before, run):
@@ -216,6 +214,9 @@ def begin(out: str, run: Run) -> list[int]:
         if done:  # it was lost: they say it, too
             part = folder.child(part_name(done[0]))
             _check_run(_metadata(part), done[0], part, run)
+    if done and done[-1] >= run.parts:
+        raise UserError(f"{folder.child(part_name(done[-1])).name} is of another, longer run: choose another --out")
+    if RUN not in names:
         folder.child(RUN).write(run.as_json().encode())
     return done
 

@@ -458,6 +458,12 @@ def read_all_counts(run: Run, counted_with: Mapping[str, str], boundaries: bool)
     return Counts({name: images for name, (images, _) in stored.items()}, of_grid["skipped"], grid=grid)
 
 
+def name_of_data(run: Run) -> str:
+    """The name of a run's data set, which its scores have; without them it may be a folder of photos without labels."""
+    is_folder = run.identity["dataset"].get("_target_") == "diffseg.datasets.folder.Folder"
+    return "folder" if is_folder and not run.summary.exists() else read_summary(run)["dataset"]["name"]
+
+
 def read_counts(run: Run, segmenter: str) -> tuple[pd.DataFrame, dict[str, Any]]:
     """SEGMENTER/images.parquet of a run, and what was written with it: "counted_with", "skipped".
 

@@ -29,15 +29,17 @@ import diffseg.conf
 from diffseg.attention import Look, Needs, Observation
 from diffseg.backbones.base import recommended
 from diffseg.backbones.diffusion import DiffusionModel
-from diffseg.datasets.base import DataError
+from diffseg.datasets.base import DataError, read_map
 from diffseg.datasets.coco_stuff import CLASSES
 from diffseg.datasets.scenes import Scenes, scene
 from diffseg.errors import UserError
 from diffseg.eval import evaluation, predict, run, score
 from diffseg.eval.check import check, read_reference
+from diffseg.eval.metrics import agreement
 from diffseg.eval.protocols import OneToOne
 from diffseg.eval.runs import Run, find_run
 from diffseg.eval.show.ablations import read_ablations
+from diffseg.eval.show.examples import example
 from diffseg.eval.show.tables import result_table, runs_table
 from diffseg.eval.show.worth import differences_table
 from diffseg.methods.clustering import KMeans, KMeansOracle
@@ -159,6 +161,7 @@ def refused(monkeypatch, capfd, tmp_path):
         ("bach_size=1", "did you mean batch_size?"),
         ("datset=scenes", "did you mean dataset?"),
         ("threshold=0.5", "there is no setting threshold; did you mean segmenters.diffseg.threshold?"),
+        ("treshold=0.5", "did you mean segmenters.diffseg.threshold?"),
         ("protocol=[diffseg,strickt]", "did you mean strict?"),
         ("~segmenters.diffsek", "did you mean segmenters.diffseg?"),
     ],
@@ -996,6 +999,14 @@ def test_two_runs_are_compared_on_their_common_images(tmp_path, commands):
     assert picture.width == 4 * 328 + 8
     changed = int((b["accuracy"] != common["accuracy"]).sum())
     assert picture.height == changed * (18 + 320 + 8) + 8
+    gained = (b["accuracy"] - common["accuracy"]).idxmax()  # its line is the first: photo, truth, and matched classes
+    rows = [{"key": gained, **images.loc[gained]} for images in (common, b)]
+    maps = [find_run(Path(x["folder"])).map("diffseg", gained) for x in (first, second)]
+    panels = [example(Scenes(6, size=128), row, path).panels for row, path in zip(rows, maps, strict=True)]
+    for column, panel in enumerate([*panels[0][:3], panels[1][2]]):
+        left = 8 + column * 328
+        shown = np.asarray(picture.convert("RGB").crop((left, 26, left + 320, 346)))
+        np.testing.assert_array_equal(shown, np.asarray(panel.image.convert("RGB")))
     other = commands("compare", first["folder"], second["folder"], "--a", "nothing", cwd=tmp_path)
     assert other.returncode == 2
     assert "has no segmenter 'nothing', but diffseg" in other.stderr
@@ -1030,6 +1041,19 @@ def test_photos_without_labels_under_every_method(tmp_path, commands):
     assert picture.shape == (20 + 2 * 70 + 6, 2 * 70 + 6, 3)  # a line, two rows; photo, grid
     assert (picture[58, 38] == (255, 0, 0)).all()
     assert len(np.unique(picture[26:90, 76:140].reshape(-1, 3), axis=0)) > 9  # nine segments on one colour
+
+    finer = [*data, "segmenters.grid.rows=4"]
+    evaluation.evaluate(run.experiment_of(*configured(*finer, f"run={tmp_path / 'finer'}")))
+    compared = commands("compare", tmp_path / "run", tmp_path / "finer", root, cwd=tmp_path, COLUMNS="200")
+    assert compared.returncode == 0, compared.stderr
+    assert "2 common images, by their label maps alone: there are no scores by classes" in compared.stdout
+    shares = [
+        agreement(*(read_map(tmp_path / runs / "grid" / "labels" / f"{name}.png") for runs in ("run", "finer")))
+        for name in "ab"
+    ]
+    assert f"numbers matched one to one: {100 * np.mean(shares):.2f} %" in compared.stdout
+    sheet = Image.open(tmp_path / "finer" / "compare.png")
+    assert sheet.width == 3 * 328 + 8  # photo, A, B
 
 
 def test_nothing_of_a_run_that_is_compared_is_executed(tmp_path, commands):

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from diffseg.datasets.base import Dataset
 from diffseg.errors import UserError, did_you_mean
 from diffseg.eval.runs import Run, find_run
-from diffseg.eval.score import image_scores, read_counts, read_summary
+from diffseg.eval.score import image_scores, name_of_data, read_counts
 from diffseg.eval.show.drawing import save
 from diffseg.eval.show.examples import Panel, example, rule_of_images, unlabelled_example
 
@@ -57,12 +57,6 @@ def sheet(headings: Sequence[str], rows: Sequence[Sequence[Panel]], side: int) -
     return made
 
 
-def _name_of_data(run: Run) -> str:
-    """The name of a run's data set, which its scores have; without them it may be a folder of photos without labels."""
-    is_folder = run.identity["dataset"].get("_target_") == "diffseg.datasets.folder.Folder"
-    return "folder" if is_folder and not run.summary.exists() else read_summary(run)["dataset"]["name"]
-
-
 def _chosen(there: Sequence[str], wanted: str | None, what: str) -> list[str]:
     """Those of a list, separated by commas, that there are; None: all."""
     names = list(there) if wanted is None else [name.strip() for name in wanted.split(",")]
@@ -93,7 +87,7 @@ def command(dataset_of: Callable[[Run, str, Sequence[str]], Dataset]) -> typer.T
         Photos without labels are drawn under their segments.
         """
         found = find_run(run)
-        dataset = dataset_of(found, _name_of_data(found), data or [])
+        dataset = dataset_of(found, name_of_data(found), data or [])
         names = _chosen(found.segmenters, segmenters, "method")
         if dataset.labelled:
             heads, there = ["photo", "truth"], list(read_counts(found, names[0])[0]["key"])
