@@ -12,6 +12,7 @@ help:            ## this list
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "diffseg needs Python 3.11 or later; choose one with make PYTHON=...")'
+	@echo "installing into .venv: 4 GB, minutes"
 	$(PYTHON) -m venv .venv
 	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	@touch $@

@@ -106,7 +106,7 @@ class Dataset:
                 self.keys = self.keys[:count]
                 self.note = f"the first {count:,} of {self.note or whole}"
         if self.prepare != usual:
-            self.note = f"{self.note or whole}, prepared by {self.prepare}"
+            self.note = f"{self.note}, prepared by {self.prepare}" if self.note else f"prepared by {self.prepare}"
 
     def fingerprint(self) -> str:
         """Hash of the keys and of what the photos' files hold, wherever they lie (16 hex digits)."""

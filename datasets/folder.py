@@ -77,7 +77,11 @@ class Folder(Dataset):
         """ "0", "1", ... to the largest value of all label maps that is not ignored."""
         most = -1
         for key in self.keys:
-            value = int(self.raw_label(key).max())
+            try:
+                value = int(self.raw_label(key).max())
+            except DataError as error:
+                how = "or name the classes (dataset.classes=[...]) and leave it out (on_error=skip)"
+                raise DataError(f"{error}; {how}") from None
             if value >= MOST_UNNAMED:
                 raise DataError(
                     f"{self._label_path(key)} holds the value {value:,}: values without names are taken for numbers of "

@@ -107,7 +107,7 @@ def _segment(
         return True
     ready = len(share) - len(todo)
     there = f", {_parts(ready)} {'is' if ready == 1 else 'are'} there already" if ready else ""
-    say(f"segmenting {_photos(left)} in {_parts(len(todo))} of {len(share)} with {named['model']}{there}")
+    say(f"segmenting {_photos(left)}, {_parts(len(todo))} of {len(share)}, with {named['model']}{there}")
 
     ended: list[parts.PartDone] = []
     trouble, start = "", time.perf_counter()
@@ -174,7 +174,8 @@ def _tell(ended: list[parts.PartDone], seconds: float, out: str) -> None:
     photos, failed = sum(part.photos for part in ended), sum(part.failed for part in ended)
     segments = sum(part.segments for part in ended)
     rate = f"{photos / seconds:.1f} photos/s"
-    typer.echo(f"{_photos(photos)}, {segments} segments in {seconds:.1f} s ({rate}) -> {printable(out)}")
+    made = f"{_photos(photos)}, {segments} segment{'s' * (segments != 1)}"
+    typer.echo(f"{made} in {seconds:.1f} s ({rate}) -> {printable(out)}")
     if failed:
         first = next(part.error for part in ended if part.failed)
         say(f"{failed} could not be segmented, such as: {printable(first)}")

@@ -601,22 +601,42 @@ def find_photos(paths: Iterable[Path]) -> list[Path]:
     """The photos named, and those directly in the folders named, sorted; results of earlier runs are left out.
 
     Raises:
-        UserError: a folder without photos.
+        UserError: a folder without photos; none of the paths is there.
     """
     from diffseg.images import SUFFIXES
 
+    def inside(folder: Path) -> list[Path]:
+        ours = (*OUTPUTS, ATTENTION)
+        return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.endswith(ours))
+
+    paths = list(paths)
+    if not any(map(_may_be_there, paths)):
+        raise UserError(f"{paths[0]} is missing: there is no such file or folder")
     found: list[Path] = []
     for path in paths:
-        if _is_folder(path):
-            inside = sorted(
-                p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.endswith((*OUTPUTS, ATTENTION))
-            )
-            if not inside:
-                raise UserError(f"the folder {path} has no photos ({', '.join(sorted(SUFFIXES))}) directly in it")
-            found += inside
-        else:
+        if not _is_folder(path):
             found.append(path)
+            continue
+        photos = inside(path)
+        if not photos:
+            raise UserError(f"the folder {path} has no photos ({', '.join(sorted(SUFFIXES))}) directly in it")
+        found += photos
+        for folder in sorted(p for p in path.iterdir() if _is_folder(p) and p not in paths):
+            with suppress(OSError):
+                if inside(folder):
+                    typer.echo(f"photos in {printable(folder)} are left out: name it, too, to have them", err=True)
     return list(dict.fromkeys(found))
+
+
+def _may_be_there(path: Path) -> bool:
+    """Whether there is such a file or folder, as far as can be known without reading it."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    except OSError:  # such as too long a name: reading the photo says so, and the others are done
+        return True
+    return True
 
 
 def _is_folder(path: Path) -> bool:
@@ -655,10 +675,16 @@ def process_files(
         records.append(write_results(made, out / name, photo, **drawing))
         segments += len(made)
 
-    failed, seconds = each_photo(make, keep, jobs, "segmenting", model, streams)
+    try:
+        failed, seconds = each_photo(make, keep, jobs, "segmenting", model, streams)
+    except KeyboardInterrupt:
+        kept = f"{_photos(len(records))} of {len(jobs)} done, kept in {printable(out)}"
+        typer.echo(f"diffseg: stopped; {kept}", err=True)
+        raise
     if records:
         each = f"{seconds / len(records):.1f} s each"
-        typer.echo(f"{_photos(len(records))}, {segments} segments in {seconds:.1f} s ({each}) -> {printable(out)}")
+        made = f"{_photos(len(records))}, {segments} segment{'s' * (segments != 1)}"
+        typer.echo(f"{made} in {seconds:.1f} s ({each}) -> {printable(out)}")
     tell_failed(failed, "segmented")
     return failed, records
 
@@ -703,7 +729,7 @@ def each_photo(
             made = next(results)
             if isinstance(made, ImageError):
                 failed[photo] = str(made)
-                progress.console.print(f"skipped {made}", style="red", highlight=False, soft_wrap=True, markup=False)
+                progress.console.print(f"skipped: {made}", style="red", highlight=False, soft_wrap=True, markup=False)
             else:
                 keep(made, photo, name)
             progress.advance(task)

@@ -38,11 +38,11 @@ def load_image(image: Image.Image | np.ndarray | str | Path) -> np.ndarray:
     Of several frames it is the first.
 
     Args:
-        image: a PIL image, uint8 [H, W, 3] or [H, W], or a file.
+        image: a PIL image, uint8 [H, W, 3], [H, W] or, with transparency, [H, W, 4], or a file.
 
     Raises:
-        ImageError: missing, unreadable or truncated file, not an image, below 16 pixels a side, above 100 megapixels,
-            pixels that are not finite numbers.
+        ImageError: none of these; missing, unreadable or truncated file, not an image, below 16 pixels a side, above
+            100 megapixels, pixels that are not finite numbers.
     """
     if isinstance(image, str | Path):
         with open_image(image) as opened:
@@ -51,6 +51,8 @@ def load_image(image: Image.Image | np.ndarray | str | Path) -> np.ndarray:
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (3, 4)):
             raise ImageError(f"an image array must be uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
         image = Image.fromarray(image)
+    if not isinstance(image, Image.Image):
+        raise ImageError(f"an image must be a file, a PIL image or an array, got {type(image).__name__}")
     _check_not_too_large("the image", *image.size)
     return _upright("the image", image)
 

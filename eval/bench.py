@@ -44,6 +44,7 @@ from diffseg.errors import UserError
 from diffseg.eval.boundaries import boundary_counts
 from diffseg.eval.metrics import agreement
 from diffseg.eval.predict import predict
+from diffseg.eval.progress import say
 from diffseg.eval.protocols import OneToOne
 from diffseg.eval.runs import Run, circumstances
 from diffseg.eval.score import count, count_all, known_protocols, scores_of
@@ -405,6 +406,7 @@ def measure(
 
     # Seconds per stage, by the number of images at a time.
     for batch in sizes:
+        say(f"bench: the stages of {batch} image{'s' * (batch != 1)} at a time, {repeats} times")
         if gpu:
             torch.cuda.reset_peak_memory_stats(place)
         try:
@@ -428,6 +430,7 @@ def measure(
         raise UserError(f"not even {sizes[0]} images at a time fit the device's memory: try --batches 1")
     best = min(columns, key=lambda name: columns[name]["model and method"])
     result["limit"] = limit_of(loaded, place, columns[best]["model and method"])
+    say("bench: a whole evaluation, and what a large matrix product reaches")
     with tempfile.TemporaryDirectory() as folder:
         number, workers = images or (4096 if gpu else 8), min(8, os.cpu_count() or 1)
         result["images_per_s"] = {"batch": int(best), **whole_evaluation(seg, Path(folder), number, int(best), workers)}
@@ -435,12 +438,15 @@ def measure(
     result["with_model_gib"] = with_model
     if gpu:
         result["device_peak_gib"] = peaks
+    say(f"bench: scores of {SCORED:,} images under all protocols")
     result["protocols"] = {"images": SCORED, "seconds": protocol_seconds(SCORED)}
     result["protocols"]["peak_growth_gib"] = _peak_gib() - result["peak_gib"]
     if compare:
+        say("bench: the straightforward way, a minute or two (--no-compare leaves it out)")
         result["straightforward"] = ratio(maps, seg.settings(), repeats, place)
         result["cuts"] = cut_ratios(repeats, place)
     if pictures:
+        say(f"bench: labels of {len(pictures)} pictures by the straightforward way, half a minute each")
         result["agreement"] = agreement_with_plain(seg, pictures)
     return result
 

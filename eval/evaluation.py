@@ -319,11 +319,11 @@ def _predict(experiment: Experiment, run: Run, keys: Sequence[str]) -> None:
     left_out = len(run.missing(keys))
     if done:
         run.add_time(experiment.shard, done, taken_s)
-        say(f"predict: {done} images segmented in {took_s:.1f} s ({done / max(took_s, 1e-9):.2f} images/s)")
+        say(f"predict: {_images(done)} segmented in {took_s:.1f} s ({done / max(took_s, 1e-9):.2f} images/s)")
     elif not left_out:
         say("predict: nothing to do, every label map is there")
     if left_out:
-        say(f"predict: {left_out} images left out, see {run.folder / 'errors'}")
+        say(f"predict: {_images(left_out)} left out, see {run.folder / 'errors'}")
     if not run.missing(dataset.keys):
         run.remove_partials()
 
@@ -602,8 +602,12 @@ def _score(experiment: Experiment, run: Run) -> Summary:
     write(run.summary, json.dumps(whole, indent=1) + "\n")
     if counts.skipped:
         shown = "\n  ".join(f"{key}: {why}" for key, why in list(counts.skipped.items())[:10])
-        say(f"score: {len(counts.skipped)} images left out:\n  {shown}")
+        say(f"score: {_images(len(counts.skipped))} left out:\n  {shown}")
     return whole
+
+
+def _images(count: int) -> str:
+    return f"{count} image{'s' * (count != 1)}"
 
 
 def headline_of(protocol: Protocol, metrics: Mapping[str, Any]) -> str:

@@ -212,9 +212,9 @@ if __name__ == "__main__":
         try:
             become(todo)
         except SystemExit as ended:
-            if not isinstance(ended.code, int | None):
-                raise
-            end(ended.code or 0)
+            if isinstance(ended.code, str):
+                print(ended.code, file=sys.stderr)
+            end(1 if isinstance(ended.code, str) else ended.code or 0)
         except Exception:
             sys.excepthook(*sys.exc_info())
             end(1)

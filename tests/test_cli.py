@@ -13,7 +13,8 @@ from pycocotools import mask as coco_mask
 from typer.testing import CliRunner
 
 from diffseg import DiffSeg
-from diffseg.cli import app, name_outputs
+from diffseg.backbones.diffusion import DiffusionModel
+from diffseg.cli import app, find_photos, name_outputs
 from diffseg.datasets.scenes import scene
 from diffseg.eval.metrics import agreement
 
@@ -198,9 +199,41 @@ def test_a_batch_goes_on_after_a_long_name_and_what_cannot_be_read(photos, tmp_p
     ran = run(tmp_path / "closed.png", too_long, long, photos / "scene1.png", "--out", tmp_path / "out", *SMALL)
     assert ran.exit_code == 1, ran.exception
     assert ran.stdout.startswith("2 photos, ")
-    assert f"skipped {tmp_path / 'closed.png'} is unreadable (Permission denied)" in ran.stderr
-    assert f"skipped {too_long} is unreadable (File name too long)" in ran.stderr
+    assert f"skipped: {tmp_path / 'closed.png'} is unreadable (Permission denied)" in ran.stderr
+    assert f"skipped: {too_long} is unreadable (File name too long)" in ran.stderr
     assert len(list((tmp_path / "out").iterdir())) == 6
+
+
+def test_photos_that_are_not_there_or_in_folders_of_a_folder_are_told(photos, tmp_path, capsys):
+    ran = run(tmp_path / "none.jpg", tmp_path / "nothing", "--out", tmp_path / "out")
+    assert (ran.exit_code, ran.stdout) == (2, "")
+    assert ran.stderr == f"diffseg: {tmp_path / 'none.jpg'} is missing: there is no such file or folder\n"
+    inner, empty = tmp_path / "holiday" / "sea", tmp_path / "holiday" / "notes"
+    for folder in (inner, empty):
+        folder.mkdir(parents=True)
+    for place in (inner, inner.parent):
+        (place / "photo.png").write_bytes((photos / "scene0.png").read_bytes())
+    assert find_photos([inner.parent]) == [inner.parent / "photo.png"]
+    assert capsys.readouterr().err == f"photos in {inner} are left out: name it, too, to have them\n"
+    assert find_photos([inner.parent, inner]) == [inner.parent / "photo.png", inner / "photo.png"]
+    assert capsys.readouterr().err == ""
+
+
+def test_what_was_done_before_a_stop_is_told(photos, tmp_path, monkeypatch):
+    segment, done = DiffSeg.segment, []
+
+    def once(*args):
+        if done:
+            raise KeyboardInterrupt
+        done.append(1)
+        return segment(*args)
+
+    monkeypatch.setattr(DiffSeg, "segment", once)
+    monkeypatch.setattr(DiffusionModel, "streams", lambda *args: 1)
+    ran = run(photos, "--out", tmp_path / "out", *SMALL)
+    assert ran.exit_code == 130
+    assert f"diffseg: stopped; 1 photo of 2 done, kept in {tmp_path / 'out'}" in ran.stderr
+    assert len(list((tmp_path / "out").iterdir())) == 3
 
 
 def test_names_that_are_not_utf8_can_be_printed(photos, tmp_path, commands):

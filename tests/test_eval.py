@@ -226,7 +226,7 @@ def test_the_command_runs_continues_and_then_does_nothing(tmp_path, commands):
     (folder / "summary.json").unlink()
     continued = commands(*args, cwd=tmp_path)
     assert "continuing: 5 of 6 label maps are there" in continued.stderr
-    assert "predict: 1 images segmented" in continued.stderr
+    assert "predict: 1 image segmented" in continued.stderr
     assert (folder / "summary.json").read_bytes() == summary
 
     other = commands(*args, "segmenters.diffseg.threshold=0.3", cwd=tmp_path)

@@ -154,7 +154,7 @@ def read_all(root: Path) -> None:
     ran = CliRunner().invoke(app, ["segment", str(root / "photos"), *options])
     signal.alarm(0)
     lines = ran.stderr.splitlines()
-    skipped = {n: next((x for x in lines if x.startswith("skipped ") and f"/{n}.png" in x), "") for n in FILES}
+    skipped = {n: next((x for x in lines if x.startswith("skipped: ") and f"/{n}.png" in x), "") for n in FILES}
     trouble = "" if isinstance(ran.exception, SystemExit) else "".join(traceback.format_exception(ran.exception))
     report |= {"segment": skipped, "command": {"": trouble}}
     (root / "report.json").write_text(json.dumps(report))

@@ -355,6 +355,7 @@ def test_another_manifest_and_foreign_parts_are_refused(manifest, undisturbed, t
     other = tmp_path / "other.txt"
     other.write_text("".join(reversed(manifest.read_text().splitlines(keepends=True))))
     one_sentence(segment(other, tmp_path, "--part-size", 2), "manifest (")
+    one_sentence(segment(manifest, tmp_path, "--part-size", 10), "part_size (2 there, 10 here)")
     (tmp_path / "run.json").unlink()
     one_sentence(merge(tmp_path), "run.json is missing")
     one_sentence(segment(other, tmp_path, "--part-size", 2), "part-00000000.parquet is of another run")

@@ -499,7 +499,7 @@ def test_a_photo_whose_caption_names_nothing_is_skipped(photo, tmp_path, monkeyp
     monkeypatch.setattr(captions, "load_tagger", Tagger)
     ran = run(photo, "--captioner", save_captioner(tmp_path / "blip"), "--out", tmp_path / "out", *SMALL)
     assert ran.exit_code == 1
-    assert f"skipped {photo}: there is no noun in the caption" in ran.stderr
+    assert f"skipped: {photo}: there is no noun in the caption" in ran.stderr
     assert list((tmp_path / "out").iterdir()) == []
 
 

@@ -218,10 +218,14 @@ def _not_in_files(folder: Path, module: nn.Module) -> list[str]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silences loading bars and notes about the parts deliberately left out."""
+    """Silences loading bars, notes about the parts deliberately left out, and what the hub's client says of each try to
+    reach it: what became of them is told in the end."""
     from diffusers.utils import logging as diffusers_logging
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging as transformers_logging
 
+    hub_level = hub_logging.get_verbosity()
+    hub_logging.set_verbosity(logging.ERROR)
     libraries = (diffusers_logging, transformers_logging)
     levels = [library.get_verbosity() for library in libraries]
     for library in libraries:
@@ -233,6 +237,7 @@ def quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", "The `local_dir_use_symlinks` argument", UserWarning)
             yield
     finally:
+        hub_logging.set_verbosity(hub_level)
         for library, level in zip(libraries, levels, strict=True):
             library.set_verbosity(level)
             library.enable_progress_bar()

@@ -6,8 +6,9 @@ Everything that segments by merging goes through `proposals` and `labels_of`: th
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,7 +64,7 @@ class Settings:
         """Settings from one threshold for all iterations (default 3) or one for each.
 
         Raises:
-            UserError: a value out of range, or thresholds that are not as many as the iterations.
+            UserError: a value out of range, what is no number, or thresholds that are not as many as the iterations.
         """
         if iterations is not None and iterations < 1:
             raise UserError(f"iterations must be at least 1, got {iterations}")
@@ -81,8 +82,15 @@ class Settings:
                 f"{len(thresholds)} thresholds given for {iterations} iterations: give one, or one for each"
             )
         return cls(
-            tuple(map(float, thresholds)), weights=None if weights is None else tuple(map(float, weights)), **rest
+            _numbers("threshold", thresholds), weights=None if weights is None else _numbers("weights", weights), **rest
         )
+
+
+def _numbers(name: str, values: Iterable[Any]) -> tuple[float, ...]:
+    try:
+        return tuple(map(float, values))
+    except (TypeError, ValueError):
+        raise UserError(f"{name} takes a number or several, got {values!r}") from None
 
 
 class Merging(Segmenter):

@@ -250,11 +250,12 @@ def sentences(tuning: Tuning) -> list[str]:
 
 
 def _against_default(tuning: Tuning, scores: Scores) -> str:
-    low, high = (float(np.clip(100 * x, -100, 100)) for x in scores.gain["interval"])
-    difference = 100 * scores.gain["difference"]
+    low, high = (round(float(np.clip(100 * x, -100, 100)), 1) + 0.0 for x in scores.gain["interval"])  # never "-0.0"
+    difference = round(100 * scores.gain["difference"], 1) + 0.0
     told = "" if low > 0 else ": these photos cannot tell the two apart"
     own = tuning.thresholds[tuning.default]
-    return f"{difference:.1f} points above the model's own tau {own:g} (95 %: {low:.1f} to {high:.1f}){told}"
+    above = f"{difference:.1f} points above" if difference else "as good as"
+    return f"{above} the model's own tau {own:g} (95 %: {low:.1f} to {high:.1f}){told}"
 
 
 def _at_the_end(tuning: Tuning, index: int) -> list[str]:
