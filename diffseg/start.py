@@ -4,6 +4,7 @@ import atexit
 import gc
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -42,6 +43,7 @@ def _run(command: Callable[[], None]) -> None:
         if isinstance(ended.code, str):
             raise
         status = ended.code or 0
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, and ends pools of processes
     atexit._run_exitfuncs()
     with suppress(BrokenPipeError):  # nobody reads any more
         sys.stdout.flush()

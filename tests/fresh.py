@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -194,6 +195,7 @@ def become(job: dict) -> None:
 
 def end(status: int) -> None:
     """Ends this process without taking the interpreter apart: that would copy what it shares with the server."""
+    threading._shutdown()
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

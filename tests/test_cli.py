@@ -251,6 +251,29 @@ def test_names_that_are_not_utf8_can_be_printed(photos, tmp_path, commands):
     assert r"caf\udce9" in ran.stdout
 
 
+ENDS = """
+import atexit, sys, threading, time
+from diffseg import start
+
+def command():
+    threading.Thread(target=lambda: (time.sleep(0.2), print("thread"))).start()
+    atexit.register(print, "registered")
+    {end}
+
+start._run(command)
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "status", "said"),
+    [("sys.exit(3)", 3, ""), ("sys.exit('why')", 1, "why\n"), ("", 0, ""), ("1 / 0", 1, "Zero")],
+)
+def test_a_command_ends_quickly_but_not_before_its_threads_and_what_is_registered(end, status, said):
+    ran = subprocess.run([sys.executable, "-c", ENDS.format(end=end)], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout) == (status, "thread\nregistered\n")
+    assert said in ran.stderr
+
+
 def test_help_is_quick_and_names_the_options():
     code = "import sys, diffseg.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

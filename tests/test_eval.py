@@ -887,18 +887,6 @@ def test_a_sweep_ends_with_one_table(tmp_path, commands):
     assert len(markdown) == 5
 
 
-@pytest.mark.slow
-def test_a_sweep_in_parallel_processes(tmp_path, commands):
-    """Two jobs at a time, each with a reading process of its own."""
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    args = ["-m", "hydra/launcher=local", "runs=out", *WITHOUT_MODEL, "workers=1", "segmenters.grid.rows=2,3"]
-    ran = commands(*args, cwd=tmp_path)
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.count("┏") == 1  # the sweep's table, and none of jobs side by side
-    (sweep,) = (tmp_path / "out" / "sweeps").iterdir()
-    assert len(pd.read_csv(sweep / "table.csv")) == 2
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -274,20 +274,19 @@ class Counts(Merging):
 
 @pytest.mark.slow
 def test_jobs_in_parallel_share_the_cores(tmp_path, commands):
-    """Also where the environment asks for more threads; what they make does not depend on it."""
+    """Also where the environment asks for more threads; what they make does not depend on it. Each has readers."""
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     (tmp_path / "counts.py").write_text(COUNTS)
     cores = len(os.sched_getaffinity(0))
     share = max(1, cores // 2)
     for runs, launcher, asked, threads in (("together", "local", cores, share), ("alone", "basic", 1, 1)):
         settings = sweep_of(runs, "segmenters.diffseg._target_=counts.Counts", f"hydra/launcher={launcher}")
-        if launcher == "local":  # jobs are processes of their own, which import what they need
-            ran = commands(*settings, cwd=tmp_path, path=[tmp_path], OMP_NUM_THREADS=str(asked))
-        else:
-            command = [sys.executable, "-m", "diffseg.eval.run", *settings]
-            environment = {**os.environ, "OMP_NUM_THREADS": str(asked)}
-            ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+        ran = commands(*settings, cwd=tmp_path, path=[tmp_path], OMP_NUM_THREADS=str(asked))
         assert ran.returncode == 0, ran.stderr
+        if launcher == "local":  # jobs are processes of their own, which import what they need
+            assert ran.stdout.count("┏") == 1  # the sweep's table, and none of jobs side by side
+        (table,) = (tmp_path / runs).glob("sweeps/*/table.csv")
+        assert len(pd.read_csv(table)) == 2
         assert {path.read_text() for path in tmp_path.glob("threads-*")} == {str(threads)}
         records = [yaml.safe_load(path.read_text()) for path in (tmp_path / runs).glob("*/config.yaml")]
         assert [record["workers"] for record in records] == [min(8, share if launcher == "local" else cores)] * 2
@@ -321,7 +320,7 @@ class Watch:
             os._exit(0)
 sys.meta_path.insert(0, Watch())
 from {module} import {function}
-sys.argv = [{command!r}, "compare", "a", "b"] if {command!r} == "diffseg-eval" else [{command!r}, "segment", "a.png"]
+sys.argv = [{command!r}, "compare", "a", "b"] if {command!r} == "diffseg-eval" else [{command!r}, "segment", "--demo"]
 {function}()
 """
     environment = {key: value for key, value in os.environ.items() if key not in NAMES} | given
