@@ -520,7 +520,7 @@ def wait_for(condition, seconds=20):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("settings", "times"), [(SMALL, 5), (WITHOUT_MODEL, 15)], ids=["model", "none"])
+@pytest.mark.parametrize(("settings", "times"), [(SMALL, 4), (WITHOUT_MODEL, 8)], ids=["model", "none"])
 def test_a_run_killed_at_any_moment_ends_as_if_undisturbed(tmp_path, settings, times):
     """SIGKILL at random moments of real processes, each time followed by a rerun."""
 
