@@ -447,11 +447,12 @@ def test_nothing_is_written_where_no_photo_can_be_used(tmp_path):
 )
 def test_what_is_wrong_with_options_is_one_sentence(options, reason, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.png").touch()
     ran = run(*options)
     assert ran.exit_code == 2
     assert reason in ran.stderr
     assert len(ran.stderr.splitlines()) == 1
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["p.png"]
 
 
 def test_explorer_is_what_explore_returns(explorer):
