@@ -100,8 +100,8 @@ evidence: setup  ## results/evidence, measured again (an hour and a half on two 
 	$(RUN) -m diffseg.eval.show.figures granularity $(MEASURED)/granularity --out docs/granularity.svg
 
 # Two processes of one thread each: two of several threads would wait for each other's cores.
-PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses $(or $(JOBS),2) --dist loadfile
-test: setup      ## all tests (twenty minutes, 8 GB of memory)
+PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses $(or $(JOBS),2) --dist loadfile --durations 12
+test: setup      ## all tests (ten minutes, 8 GB of memory)
 	$(PYTEST)
 
 test-quick: setup  ## without the slow ones

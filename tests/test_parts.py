@@ -313,7 +313,7 @@ def test_shards_are_the_whole(manifest, undisturbed, tmp_path):
     for shard in ("1/2", "0/2"):
         run = segment(manifest, tmp_path, "--part-size", 2, "--shard", shard)
         assert run.exit_code == 0, run.output
-        assert "6 photos in 3 parts of 3" in run.stderr
+        assert "6 photos, 3 parts of 3, with" in run.stderr
     assert contents(str(tmp_path)) == undisturbed
     assert parts.missing(parts.run_of(str(tmp_path)), [], (5, 7)) == [5]
     assert parts.missing(parts.run_of(str(tmp_path)), [], (6, 7)) == []
