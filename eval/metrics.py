@@ -92,7 +92,7 @@ def agreement(a: np.ndarray, b: np.ndarray) -> float:
     """
     first, second = _renumbered(a), _renumbered(b)
     counts = match(histogram(first, second, int(first.max()) + 1))
-    return counts.tp.sum() / counts.pixels
+    return float(counts.tp.sum() / counts.pixels)
 
 
 def _renumbered(labels: np.ndarray) -> np.ndarray:

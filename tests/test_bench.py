@@ -1,12 +1,18 @@
 """The benchmark compares with the straightforward way: both must give the same."""
 
+import json
+
 import pytest
 import torch
+import typer
+from typer.testing import CliRunner
 
+from diffseg.eval import bench
 from diffseg.eval.bench import CUTS, region_features
 from diffseg.eval.straightforward import straightforward_aggregate, straightforward_merge
 from diffseg.segmentation import aggregate, anchor_distances, merge
 from tests.golden import inputs
+from tests.models import save_pipeline
 from tests.test_segmentation import random_maps
 
 
@@ -26,3 +32,38 @@ def test_the_fast_way_is_the_straightforward_way(sizes):
 def test_the_cut_is_timed_on_the_golden_features():
     for *made, _, _ in CUTS:
         assert torch.equal(region_features(*made), torch.from_numpy(inputs.features(*made)))
+
+
+def test_the_command_says_and_keeps_all_of_it(tmp_path, monkeypatch):
+    """The straightforward merging, half a minute, stands back: the test above compares it."""
+    same = {"seconds": 1.0, "straightforward_s": 2.0, "ratio": 2.0, "equal": True}
+    monkeypatch.setattr(bench, "ratio", lambda *args: same)
+    monkeypatch.setattr(bench, "CUTS", CUTS[:1])
+    monkeypatch.setattr(bench, "SCORED", 20)
+    app = typer.Typer()
+    app.command()(bench.main)
+    model = save_pipeline("sd1", tmp_path / "model")
+    given = [
+        "--model",
+        str(model),
+        "--device",
+        "cpu",
+        "--images",
+        "2",
+        "--repeats",
+        "1",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    ran = CliRunner().invoke(app, given)
+    assert ran.exit_code == 0, ran.output
+    (kept,) = (tmp_path / "out").iterdir()
+    result = json.loads(kept.read_text())
+    stages = result["stages_s"]["1"]
+    ours = ("autoencoder", "unet, attention captured", "aggregate", "merge", "labels")
+    assert stages["model and method"] == pytest.approx(sum(stages[name] for name in ours))
+    assert f"{1000 * stages['merge']:.1f}" in ran.stdout
+    assert result["images_per_s"]["both"] < result["images_per_s"]["predict"]
+    assert [row["equal"] for row in result["cuts"]] == [True]
+    assert "proposals equal" in ran.stdout
+    assert "partitions equal" in ran.stdout

@@ -90,10 +90,20 @@ def granularity_table(methods: Mapping[str, Mapping[str, Granularity]]) -> Shown
                 *_scale_cells(curve, curve["metric"]),
                 with_interval(curve["area"], curve["area_interval"], curve["metric"]),
             ]
-            cells.append([f"{name}: {metric_label(curve['metric'])}", *numbers, curve["ods_setting"].replace(",", ", "), span])
+            cells.append(
+                [f"{name}: {metric_label(curve['metric'])}", *numbers, curve["ods_setting"].replace(",", ", "), span]
+            )
             for metric, scales in curve.get("others", {}).items():
                 label = metric_heading(metric).removesuffix(" %")
-                cells.append([f"{name}: {label}", *_scale_cells(scales, metric), "", scales["ods_setting"].replace(",", ", "), span])
+                cells.append(
+                    [
+                        f"{name}: {label}",
+                        *_scale_cells(scales, metric),
+                        "",
+                        scales["ods_setting"].replace(",", ", "),
+                        span,
+                    ]
+                )
     headings = ["curve over segments", "ODS %", "OIS %", "area %", "best common setting", "segments"]
     caption = "method, protocol: metric. ODS: best common setting; OIS: best of each image; area: mean of the curve"
     return Shown("without a chosen setting", headings, cells, caption)
