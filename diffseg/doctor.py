@@ -34,7 +34,7 @@ _NEEDED_BYTES = 6 << 30  # Stable Diffusion 1.4 in float32, see docs/performance
 # Images/s of a whole evaluation, as measured in docs/performance.md; what for, and where.
 RATES = {
     ("mini", "cpu"): (1.46, "two CPU cores"),
-    ("sd14", "cpu"): (0.09, "two CPU cores"),
+    ("sd14", "cpu"): (0.07, "two CPU cores"),
     ("sd14", "cuda"): (64.0, "an H100"),
 }
 # Annotations that take many seconds to read; they are looked for, and not read.

@@ -53,7 +53,7 @@ def test_every_data_set_can_be_fetched():
 
 def test_rates_are_those_of_the_performance_page():
     page = (ROOT / "docs" / "performance.md").read_text()
-    on_cpu = re.search(r"^\| whole evaluation, images/s \| ([\d.]+) \| ([\d.]+) \|", page, re.M)
+    on_cpu = re.search(r"^\| whole evaluation, images/s, two at a time \| ([\d.]+) \| ([\d.]+) \|", page, re.M)
     on_gpu = re.search(r"images/s: predicted; with scoring \| 49; 44 \(of 512\) \| \d+; (\d+) \|", page)
     assert [float(rate) for rate in (*on_cpu.groups(), *on_gpu.groups())] == [rate for rate, _ in doctor.RATES.values()]
 
@@ -120,7 +120,7 @@ def test_evaluations_say_what_they_need_and_how_long_they_take(monkeypatch):
     found = by_name(list(doctor._targets({"mini": True, "scenes": True, "voc": True, "sd14": False})))
     assert found["make eval"].state == doctor.GOOD
     assert found["make eval"].found == "ready; 64 images, about 1 min on two CPU cores"
-    assert found["make eval-voc"].found.startswith("needs sd14 (fetched on first use); 1,449 images, about 4 h")
+    assert found["make eval-voc"].found.startswith("needs sd14 (fetched on first use); 1,449 images, about 6 h")
     assert found["make eval-coco"].advice == "make data-coco"
     assert "about" not in found["make eval-sixpack"].found  # nobody has measured it
     assert found["make eval-sixpack"].advice.count("data-coco") == 1
