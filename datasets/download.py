@@ -336,17 +336,22 @@ def _removed_if_bad(path: Path) -> Iterator[None]:
 
 
 def download(root: Path, archives: tuple[Archive, ...] = COCO) -> None:
-    """Fetches and unpacks what root lacks; archives are kept in root/archives until all is unpacked."""
+    """Fetches and unpacks what root lacks; archives are kept in root/archives until all is unpacked.
+
+    Where nothing could be fetched, no folder is left that was not there: `make paper` would take it for data.
+    """
+    made = [folder for folder in (root / "archives", root) if not folder.exists()]
     try:
         _complete(root, archives)
     finally:
-        for folder in (root / "archives", root):  # where nothing could be fetched
-            with suppress(OSError):
+        for folder in made:
+            with suppress(OSError):  # there is something in it
                 folder.rmdir()
     shutil.rmtree(root / "archives", ignore_errors=True)
 
 
 def _complete(root: Path, archives: tuple[Archive, ...]) -> None:
+    """`download`, but for what is cleared away in the end."""
     for archive in archives:
         target = root / archive.target
         if target.is_dir() and len(names_in(target, archive.suffix)) >= archive.count:

@@ -610,7 +610,7 @@ def find_photos(paths: Iterable[Path]) -> list[Path]:
         return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.endswith(ours))
 
     paths = list(paths)
-    if not any(map(_may_be_there, paths)):
+    if paths and not any(map(_may_be_there, paths)):
         raise UserError(f"{paths[0]} is missing: there is no such file or folder")
     found: list[Path] = []
     for path in paths:

@@ -214,9 +214,10 @@ if __name__ == "__main__":
         try:
             become(todo)
         except SystemExit as ended:
-            if isinstance(ended.code, str):
-                print(ended.code, file=sys.stderr)
-            end(1 if isinstance(ended.code, str) else ended.code or 0)
+            if not isinstance(ended.code, str):
+                end(ended.code or 0)
+            print(ended.code, file=sys.stderr)
+            end(1)
         except Exception:
             sys.excepthook(*sys.exc_info())
             end(1)

@@ -203,6 +203,14 @@ def test_what_fails_at_first_is_tried_again(misbehaving, tmp_path, impatient, tr
     assert len(server.requests) == 3
 
 
+def test_where_nothing_could_be_fetched_no_folder_is_left(misbehaving, tmp_path):
+    (tmp_path / "mine").mkdir()
+    for root in (tmp_path / "coco", tmp_path / "mine"):
+        with pytest.raises(DataError, match="HTTPError 404"):
+            download(root, (misbehaving(answer(404)).archive(),))
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine"]
+
+
 def test_what_always_fails_is_tried_a_few_times(misbehaving, tmp_path, impatient):
     server = misbehaving(answer(503))
     with pytest.raises(DataError, match=r"cannot fetch http://127.0.0.1.*run this again"):

@@ -30,22 +30,21 @@ Line = tuple[str, Sequence[Panel]]  # of the picture: what stands above, and the
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two: a segmenter of a run. images: see `image_scores`; None: there are label maps, but no scores."""
+    """One of the two: a segmenter of a run.
+
+    keys: the images that there are counts or else label maps of. images: see `image_scores`; None: there are no scores
+    by classes.
+    """
 
     run: Run
     segmenter: str
+    keys: Sequence[str]
     images: pd.DataFrame | None
 
     @property
     def name(self) -> str:
         """For tables: run and segmenter."""
         return f"{self.run.name} · {self.segmenter}"
-
-    @property
-    def keys(self) -> list[str]:
-        """The images that there are label maps of, in order."""
-        folder = self.run.folder / self.segmenter / "labels"
-        return sorted(path.relative_to(folder).as_posix().removesuffix(".png") for path in folder.rglob("*.png"))
 
 
 def side(folder: Path, segmenter: str | None, score_size: int | None = None) -> Side:
@@ -59,11 +58,12 @@ def side(folder: Path, segmenter: str | None, score_size: int | None = None) -> 
     if name not in run.segmenters:
         raise UserError(f"the run {folder} has no segmenter {name!r}, but {', '.join(run.segmenters)}")
     if not (run.images(name).exists() or run.summary.exists() or run.masks):
-        return Side(run, name, None)
+        maps = run.folder / name / "labels"
+        keys = sorted(path.relative_to(maps).as_posix().removesuffix(".png") for path in maps.rglob("*.png"))
+        return Side(run, name, keys, None)
     counts = read_counts(run, name)[0]
-    if "rows" in counts:  # of regions, where there are no classes to match
-        return Side(run, name, None)
-    return Side(run, name, image_scores(counts, OneToOne()))
+    by_classes = "rows" not in counts  # of regions, there are no classes to match
+    return Side(run, name, list(counts["key"]), image_scores(counts, OneToOne()) if by_classes else None)
 
 
 def _check_seeds(a: Side, b: Side) -> None:
@@ -77,7 +77,7 @@ def _check_seeds(a: Side, b: Side) -> None:
 
 
 def common_keys(a: Side, b: Side) -> list[str]:
-    """The images that both have label maps of.
+    """The images that both have.
 
     Raises:
         UserError: there is none.

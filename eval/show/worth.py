@@ -79,6 +79,11 @@ def differences_table(summary: Summary) -> Shown:
     return Shown(f"beside {first}: {facts['name']}, {summary['images']:,} images", headings, cells, caption)
 
 
+def _best_setting(scales: Mapping[str, Any]) -> str:
+    """The best common setting; its parts end words, so that narrow tables break there."""
+    return scales["ods_setting"].replace(",", ", ")
+
+
 def granularity_table(methods: Mapping[str, Mapping[str, Granularity]]) -> Shown:
     """A row per method's and protocol's curve: best common setting, best per image, area; percent, with intervals."""
     cells = []
@@ -90,20 +95,10 @@ def granularity_table(methods: Mapping[str, Mapping[str, Granularity]]) -> Shown
                 *_scale_cells(curve, curve["metric"]),
                 with_interval(curve["area"], curve["area_interval"], curve["metric"]),
             ]
-            cells.append(
-                [f"{name}: {metric_label(curve['metric'])}", *numbers, curve["ods_setting"].replace(",", ", "), span]
-            )
+            cells.append([f"{name}: {metric_label(curve['metric'])}", *numbers, _best_setting(curve), span])
             for metric, scales in curve.get("others", {}).items():
                 label = metric_heading(metric).removesuffix(" %")
-                cells.append(
-                    [
-                        f"{name}: {label}",
-                        *_scale_cells(scales, metric),
-                        "",
-                        scales["ods_setting"].replace(",", ", "),
-                        span,
-                    ]
-                )
+                cells.append([f"{name}: {label}", *_scale_cells(scales, metric), "", _best_setting(scales), span])
     headings = ["curve over segments", "ODS %", "OIS %", "area %", "best common setting", "segments"]
     caption = "method, protocol: metric. ODS: best common setting; OIS: best of each image; area: mean of the curve"
     return Shown("without a chosen setting", headings, cells, caption)
