@@ -391,6 +391,10 @@ def test_a_run_from_end_to_end(bsds, tmp_path, commands):
     assert compared.returncode == 0, compared.stderr
     assert "2 common images, by their label maps alone: there are no scores by classes" in compared.stdout
     assert "images without any difference: 2 of 2" in " ".join(compared.stdout.split())
+    others = commands("compare", folder, folder, "--a", "grid3", "--b", "whole", f"dataset.root={bsds}", cwd=tmp_path)
+    assert "2 images changed" in " ".join(others.stdout.split()), others.stderr
+    sheet = Image.open(folder / "compare.png")  # photo, A and B of a landscape and a portrait
+    assert sheet.size == (3 * (320 + 8) + 8, 2 * (18 + 320 + 8) + 8)
 
 
 def test_labels_of_whole_photos_need_no_size(bsds, tmp_path):

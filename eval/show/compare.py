@@ -19,7 +19,7 @@ from diffseg.eval.metrics import agreement, paired_intervals
 from diffseg.eval.protocols import OneToOne
 from diffseg.eval.runs import Run, find_run
 from diffseg.eval.score import image_scores, name_of_data, read_counts
-from diffseg.eval.show.examples import Panel, example, unlabelled_example
+from diffseg.eval.show.examples import SIDE, Panel, example, unlabelled_example
 from diffseg.files import write
 
 _SHOWN = 4  # images that gained most, and as many that lost most
@@ -162,8 +162,9 @@ def plain_lines(dataset: Dataset, same: Mapping[str, float], a: Side, b: Side) -
 
 def sheet(lines: Sequence[Line]) -> Image.Image:
     """Lines of panels below each other, each under its text."""
-    side_px = next((p.image.width for _, shown in lines for p in shown if p.image), 320)
-    height = _LINE + max((p.image.height for _, shown in lines for p in shown if p.image), default=side_px) + _MARGIN
+    sizes = [panel.image.size for _, shown in lines for panel in shown if panel.image] or [(SIDE, SIDE)]
+    side_px, most_px = map(max, zip(*sizes, strict=True))  # width, height
+    height = _LINE + most_px + _MARGIN
     columns = max(len(shown) for _, shown in lines)
     made = Image.new("RGB", (columns * (side_px + _MARGIN) + _MARGIN, len(lines) * height + _MARGIN), "white")
     draw = ImageDraw.Draw(made)
