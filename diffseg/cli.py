@@ -445,7 +445,8 @@ def doctor(
     for section in dict.fromkeys(finding.section for finding in findings):
         table = Table("", section, "", "", box=box.SIMPLE_HEAD, expand=True)
         table.columns[1].no_wrap = True
-        table.columns[2].ratio, table.columns[3].ratio = 3, 2
+        for column, ratio in zip(table.columns[2:], (3, 2), strict=True):
+            column.ratio, column.overflow = ratio, "fold"  # a command is cut nowhere
         for finding in findings:
             if finding.section == section:
                 texts = (Text(printable(text)) for text in (finding.name, finding.found, finding.advice))

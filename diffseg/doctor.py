@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from diffseg import __version__, presets
+from diffseg.captions import TAGGER
 from diffseg.devices import free_bytes
 from diffseg.errors import UserError
 from diffseg.files import cache_folder
@@ -280,6 +281,10 @@ def _models() -> Iterator[Finding]:
     if absent:
         advice = "each is fetched on first use, such as --model CompVis/stable-diffusion-v1-4"
         yield Finding("models", "not in the cache", OPTIONAL, ", ".join(absent), advice)
+    if _version("spacy"):
+        found = _version(TAGGER)
+        advice = "" if found else f"python -m spacy download {TAGGER}: names from captions (label --caption)"
+        yield Finding("models", "spaCy's", GOOD if found else OPTIONAL, f"{TAGGER} {found or 'is not there'}", advice)
 
 
 _PARTS = ("unet", "vae", "text_encoder")

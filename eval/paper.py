@@ -45,7 +45,7 @@ from diffseg.files import check_writable, write
 
 Compose = Callable[[Sequence[str]], Experiment]  # arguments of diffseg-eval -> what they mean
 
-ROOTS = {"coco_stuff27": Path("data/coco"), "cityscapes": Path("data/cityscapes")}
+FOLDERS = {"coco_stuff27": "coco", "cityscapes": "cityscapes"}
 STAND_IN_MODELS = ("mini", "mini_untrained")  # with these, scenes may stand in for data that is not there
 TIMESTEPS = (1, 100, 200, 300, 500, 700, 900)
 MEASURED = 3  # images that a step's costs are measured on
@@ -79,17 +79,21 @@ class Step:
         return [[*self.arguments, *([f"score_size={size}"] if size else [])] for size in self.sizes]
 
 
-def data_sets(model: str, coco: Path | None, cityscapes: Path | None) -> dict[str, list[str]]:
+def data_sets(
+    model: str, coco: Path | None, cityscapes: Path | None, overrides: Sequence[str] = ()
+) -> dict[str, list[str]]:
     """What says where each of the paper's data sets is: {benchmark: arguments}.
 
     With an embedded model those that are there; if none is, scenes stand in for the first. A folder that is named is
     meant: it must be there with any model.
 
     Args:
-        model: model=NAME. coco, cityscapes: folders; None: data/coco and data/cityscapes.
+        model: model=NAME. coco, cityscapes: folders; None: those below the folder that data=FOLDER of the overrides
+            names, or below data.
     """
     named = {"coco_stuff27": coco, "cityscapes": cityscapes}
-    roots = {name: folder or ROOTS[name] for name, folder in named.items()}
+    below = next((Path(text.removeprefix("data=")) for text in overrides if text.startswith("data=")), Path("data"))
+    roots = {name: folder or below / FOLDERS[name] for name, folder in named.items()}
     if model in STAND_IN_MODELS:
         roots = {name: root for name, root in roots.items() if named[name] or root.is_dir()}
     if not roots:
@@ -554,8 +558,8 @@ def command(compose: Compose) -> typer.Typer:
             list[str] | None, typer.Argument(help="For every step: device=cuda, batch_size=16.", show_default=False)
         ] = None,
         model: Annotated[str, typer.Option(help="model=NAME; mini runs here and offline.")] = "sd14",
-        coco: Annotated[Path | None, typer.Option(help="Folder of COCO-Stuff. (default: data/coco)")] = None,
-        cityscapes: Annotated[Path | None, typer.Option(help="Folder. (default: data/cityscapes)")] = None,
+        coco: Annotated[Path | None, typer.Option(help="Folder of COCO-Stuff. (default: data/coco, or coco below data=FOLDER)")] = None,
+        cityscapes: Annotated[Path | None, typer.Option(help="Folder. (default: data/cityscapes, or cityscapes below data=FOLDER)")] = None,
         count: Annotated[int | None, typer.Option(min=1, help="The first so many images. (default: all)")] = None,
         only_plan: Annotated[bool, typer.Option("--plan", help="Say what there is to do, and do nothing.")] = False,
         partial_: Annotated[
@@ -566,7 +570,7 @@ def command(compose: Compose) -> typer.Typer:
     ) -> None:
         """Runs all of the paper's experiments and says on one page whether they reproduce; a second call continues."""
         place = out or Path("results/paper") / (model if count is None else f"{model}-{count}")
-        data = data_sets(model, coco, cityscapes)
+        data = data_sets(model, coco, cityscapes, overrides or [])
         steps = steps_of(model, data, runs, count, overrides or [])
         weights = [f"model={model}", *(text for text in overrides or [] if text.lstrip("+").startswith("model."))]
         try:

@@ -66,7 +66,7 @@ from diffseg.eval.sharing import cores, gpu_of, limit_threads
 from diffseg.eval.show import compare, gallery, leaderboard
 from diffseg.eval.show.published import published_rows
 from diffseg.eval.show.sweep import write_sweep
-from diffseg.eval.show.tables import list_command, markdown, sets_tables, sweep_rows, sweep_table
+from diffseg.eval.show.tables import list_command, markdown, sets_tables, sweep_failures, sweep_rows, sweep_table
 from diffseg.eval.show.tracker import Tracker
 from diffseg.eval.vary import varied
 from diffseg.files import is_file_name, write
@@ -349,7 +349,7 @@ def _load_model(settings: str, device: str, dtype: str | None) -> Backbone:
 class SweepTable(Callback):
     """Keeps each sweep job's result and ends the sweep with one table, on the terminal and in files, and one page."""
 
-    failed = 0  # jobs of this process's sweep that ended with an error
+    failed: Sequence[str] = ()  # of this process's sweep: a sentence for each job that ended with an error
     sweep: DictConfig | None = None  # of this process
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -369,8 +369,8 @@ class SweepTable(Callback):
         """Gathers the results."""
         folder = Path(config.hydra.sweep.dir)
         jobs = [json.loads(p.read_text()) for p in sorted((folder / "jobs").glob("*.json"))]
-        SweepTable.failed = sum("error" in job for job in jobs)
         rows = sweep_rows(jobs)
+        SweepTable.failed = sweep_failures(rows)
         shown = sweep_table(rows)
         write(folder / "table.csv", rows.to_csv(index=False))
         sets = sets_tables(jobs)
@@ -713,7 +713,7 @@ def main() -> None:
     with _told(arguments):
         _job()
     if SweepTable.failed:
-        say(f"diffseg-eval: {SweepTable.failed} jobs of the sweep failed, see the table")
+        say("\n  ".join([f"diffseg-eval: of the sweep's jobs {len(SweepTable.failed)} failed:", *SweepTable.failed]))
         sys.exit(2)
 
 

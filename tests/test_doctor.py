@@ -94,6 +94,18 @@ def test_models_in_the_cache_are_looked_into(hub):
     assert not {"sd14", "sd15", "dinov2", "mini", "sd14_random", "pretrained"} & set(absent)
 
 
+def test_spacys_model_is_told_of_where_spacy_is(hub, monkeypatch):
+    there = {"spacy": "3.8"}
+    monkeypatch.setattr(doctor, "_version", there.get)
+    lacking = by_name(list(doctor._models()))["spaCy's"]
+    assert (lacking.state, lacking.found) == (doctor.OPTIONAL, "en_core_web_sm is not there")
+    assert "python -m spacy download en_core_web_sm" in lacking.advice
+    there["en_core_web_sm"] = "3.8.0"
+    assert by_name(list(doctor._models()))["spaCy's"].found == "en_core_web_sm 3.8.0"
+    there.clear()
+    assert "spaCy's" not in by_name(list(doctor._models()))
+
+
 def test_data_sets_are_checked_by_themselves(tmp_path):
     for part, suffix in (("images", "jpg"), ("annotations", "png")):
         folder = tmp_path / "ade20k" / part / "validation"

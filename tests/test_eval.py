@@ -874,7 +874,10 @@ def test_a_folder_without_labels_is_segmented_but_not_scored(photos, capfd):
 def test_a_sweep_ends_with_one_table(tmp_path, commands):
     ran = commands("-m", "runs=out", *SMALL, "segmenters.diffseg.threshold=0.3,0,0.6", cwd=tmp_path)
     assert ran.returncode == 2  # one of the jobs failed; the others did not suffer
-    assert "1 jobs of the sweep failed" in ran.stderr
+    assert ran.stderr.endswith(
+        "diffseg-eval: of the sweep's jobs 1 failed:\n"
+        "  segmenters.diffseg.threshold=0: segmenters.diffseg: threshold must be above 0, got 0\n"
+    )
     (sweep,) = (tmp_path / "out" / "sweeps").iterdir()
     rows = pd.read_csv(sweep / "table.csv")
     assert list(rows["segmenters.diffseg.threshold"]) == [0.3, 0.0, 0.6]

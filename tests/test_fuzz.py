@@ -432,7 +432,7 @@ def said(kind, arguments, *names):
         os.environ.clear()
         os.environ.update(environment)
         GlobalHydra.instance().clear()
-        door.SweepTable.failed = 0
+        door.SweepTable.failed = ()
     check_peak(kind, before)
     if status in (0, None):
         TALLY[kind, RESULT] += 1
@@ -528,10 +528,10 @@ def test_sweeps(data):
     )
     value = data.draw(st.sampled_from(SETTINGS[key][1:4]))
     with folder() as place:
-        ran, text = said("sweeps", ["-m", *SCENES, f"{key}=1,{value}"], "jobs of the sweep failed", key)
+        ran, text = said("sweeps", ["-m", *SCENES, f"{key}=1,{value}"], "of the sweep's jobs", key)
         (file,) = place.rglob("table.csv")
         assert f"{key}" in file.read_text()
-        assert ran or "1 jobs of the sweep failed" in text or "2 jobs" in text
+        assert ran or "of the sweep's jobs 1 failed" in text or "jobs 2 failed" in text
 
 
 # --- files of a run ---------------------------------------------------------------------------------------------------

@@ -258,6 +258,15 @@ def sweep_table(rows: pd.DataFrame) -> Shown:
     return Shown("sweep", [names.get(c, c.rpartition(".")[2]) for c in columns], cells)
 
 
+def sweep_failures(rows: pd.DataFrame) -> list[str]:
+    """What went wrong in a sweep, of the rows of `sweep_rows`: "threshold=-1: the threshold must be ..."."""
+    if "error" not in rows:
+        return []
+    settings = list(rows)[: list(rows).index("segmenter")]
+    failed = rows[rows["error"].notna()].to_dict("records")
+    return [f"{' '.join(f'{name}={row[name]}' for name in settings)}: {row['error']}".lstrip(": ") for row in failed]
+
+
 def sets_tables(jobs: Sequence[dict[str, Any]]) -> dict[str, Shown]:
     """Of a sweep over data sets, a table for each protocol: methods by data set, with the published rows of its tables.
 
