@@ -224,17 +224,8 @@ def train_words(
     targets = classify(features, areas, nouns, recipe)
     vocabulary = sorted({noun for scene in nouns for noun, _ in scene})
 
-    # What moves, and what it was
-    layers = list(_cross_attention(unet).values())
-    before, text_before = copy.deepcopy(layers), copy.deepcopy(text)
-    channels, levels = [layer.to_q.in_features for layer in layers], list(map(_level, _cross_attention(unet)))
-    for module in (unet, text):
-        module.requires_grad_(False)
-    parameters = [weight for layer in layers for weight in (layer.to_q.weight, layer.to_k.weight)]
-    parameters += text.parameters()
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-    optimiser = torch.optim.AdamW(parameters, recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
+    learning = _Learning(unet, text)
+    optimiser = torch.optim.AdamW(learning.parameters, recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
     first, checkpoint = 0, work / f"{stage}.pt"
     if state := checkpoints.load(checkpoint, begun, device):
         unet.load_state_dict(state["unet"])
@@ -248,33 +239,22 @@ def train_words(
         rng = checkpoints.generator(recipe.seed, 6, step)
         scenes = rng.integers(len(features), size=recipe.batch)
         ids, tokens = _prompts(rng, [nouns[i] for i in scenes], vocabulary, tokenizer, recipe.absent)
-        x = features[scenes, :, rng.integers(1 + DRAWN)].float().split(channels, -1)
-        target, weight = targets[scenes][:, :, : tokens.shape[1]], areas[scenes].sqrt()
-        weight = weight / weight.sum()
+        ids, tokens = torch.from_numpy(ids).to(device), tokens.to(device)
+        x, there = learning.inputs(features[scenes, :, rng.integers(1 + DRAWN)]), areas[scenes]
 
-        # From each region to the tokens of its noun: each layer, and what names are made from, the mean of the levels
-        prompted, tokens = text(torch.from_numpy(ids).to(device))[0], tokens.to(device)
-        maps = [_attend(layer, h, prompted).mean(1) @ tokens.mT for layer, h in zip(layers, x, strict=True)]
-        together = torch.stack([torch.stack(level).mean(0) for level in _by(levels, maps)]).mean(0)
-        named = _cross_entropy(target, together, weight)
-        each = torch.stack([_cross_entropy(target, one, weight) for one in maps]).mean()
-
-        # What cross-attention gives is to stay: under the empty prompt, and roughly under captions
+        # From each region to the tokens of its noun; what cross-attention gives is to stay: under the empty prompt,
+        # and roughly under captions
+        named, each = learning.unlike(x, ids, tokens, targets[scenes][:, :, : tokens.shape[1]], there.sqrt())
         part = slice(min(4, recipe.batch))
-        held = []
-        for prompts in (empty.expand(part.stop, -1), torch.from_numpy(ids[part]).to(device)):
-            now = text(prompts)[0]
-            with torch.no_grad():
-                then = text_before(prompts)[0]
-            trio, there = zip(layers, before, x, strict=True), areas[scenes[part]] > 0
-            held.append(torch.stack([_change(layer, old, h[part], there, now, then) for layer, old, h in trio]).mean())
+        few, regions = [one[part] for one in x], there[part] > 0
+        moved, moved_captioned = (learning.moved(few, p, regions) for p in (empty.expand(part.stop, -1), ids[part]))
 
-        loss = named + 0.5 * each + recipe.hold * held[0] + recipe.hold_captioned * held[1]
+        loss = named + 0.5 * each + recipe.hold * moved + recipe.hold_captioned * moved_captioned
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
+        nn.utils.clip_grad_norm_(learning.parameters, 1.0)
         optimiser.step()
-        shown = {"named": named, "each": each, "moved": held[0], "moved_captioned": held[1]}
+        shown = {"named": named, "each": each, "moved": moved, "moved_captioned": moved_captioned}
         bar.set_postfix({name: f"{value.item():.4f}" for name, value in shown.items()}, refresh=False)
         if checkpoints.due(step + 1, recipe.steps):
             checkpoints.save(
@@ -285,6 +265,56 @@ def train_words(
                 optimiser=optimiser.state_dict(),
                 step=step + 1,
             )
+
+
+class _Learning:
+    """The cross-attention layers and the text encoder while they learn words: what moves, and what it was.
+
+    `parameters` move: the layers' queries and keys, and the text encoder.
+    """
+
+    def __init__(self, unet: UNet2DConditionModel, text: CLIPTextModel):
+        layers = _cross_attention(unet)
+        self.text, self.layers, self.levels = text, list(layers.values()), list(map(_level, layers))
+        self.before, self.text_before = copy.deepcopy(self.layers), copy.deepcopy(text)
+        for module in (unet, text):
+            module.requires_grad_(False)
+        self.parameters = [weight for layer in self.layers for weight in (layer.to_q.weight, layer.to_k.weight)]
+        self.parameters += text.parameters()
+        for parameter in self.parameters:
+            parameter.requires_grad_(True)
+
+    def inputs(self, features: Tensor) -> list[Tensor]:
+        """What each layer's queries see, [B, K, C], of the features of regions [B, K, channels of all layers]."""
+        return list(features.float().split([layer.to_q.in_features for layer in self.layers], -1))
+
+    def unlike(
+        self, x: list[Tensor], ids: Tensor, tokens: Tensor, target: Tensor, weight: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Cross-entropies of what regions are and how much they attend to it: of the mean of the levels, which names
+        are made from, and of each layer, mean over the layers.
+
+        Args:
+            x: as of `inputs`. ids: of the prompts, [B, 77]. tokens: [B, nouns, 77], 1 where one is of a noun. target:
+                what the regions are, [B, K, nouns]. weight: of the regions [B, K].
+        """
+        weight, prompted = weight / weight.sum(), self.text(ids)[0]
+        maps = [_attend(layer, h, prompted).mean(1) @ tokens.mT for layer, h in zip(self.layers, x, strict=True)]
+        together = torch.stack([torch.stack(level).mean(0) for level in _by(self.levels, maps)]).mean(0)
+        each = torch.stack([_cross_entropy(target, one, weight) for one in maps]).mean()
+        return _cross_entropy(target, together, weight), each
+
+    def moved(self, x: list[Tensor], ids: Tensor, there: Tensor) -> Tensor:
+        """How far what the layers add under prompts has moved, as a share of its mean square, mean over the layers.
+
+        Args:
+            x: as of `inputs`. ids: of the prompts, [B, 77]. there: bool [B, K], the regions that count.
+        """
+        now = self.text(ids)[0]
+        with torch.no_grad():
+            then = self.text_before(ids)[0]
+        layers = zip(self.layers, self.before, x, strict=True)
+        return torch.stack([_change(layer, old, h, there, now, then) for layer, old, h in layers]).mean()
 
 
 def _level(name: str) -> str:
