@@ -558,8 +558,12 @@ def command(compose: Compose) -> typer.Typer:
             list[str] | None, typer.Argument(help="For every step: device=cuda, batch_size=16.", show_default=False)
         ] = None,
         model: Annotated[str, typer.Option(help="model=NAME; mini runs here and offline.")] = "sd14",
-        coco: Annotated[Path | None, typer.Option(help="Folder of COCO-Stuff. (default: data/coco, or coco below data=FOLDER)")] = None,
-        cityscapes: Annotated[Path | None, typer.Option(help="Folder. (default: data/cityscapes, or cityscapes below data=FOLDER)")] = None,
+        coco: Annotated[
+            Path | None, typer.Option(help="Folder of COCO-Stuff. (default: data/coco, or coco below data=FOLDER)")
+        ] = None,
+        cityscapes: Annotated[
+            Path | None, typer.Option(help="Folder. (default: data/cityscapes, or cityscapes below data=FOLDER)")
+        ] = None,
         count: Annotated[int | None, typer.Option(min=1, help="The first so many images. (default: all)")] = None,
         only_plan: Annotated[bool, typer.Option("--plan", help="Say what there is to do, and do nothing.")] = False,
         partial_: Annotated[

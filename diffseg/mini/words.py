@@ -238,8 +238,8 @@ def train_words(
             group["lr"] = recipe.learning_rate * checkpoints.cosine(step, recipe.steps)
         rng = checkpoints.generator(recipe.seed, 6, step)
         scenes = rng.integers(len(features), size=recipe.batch)
-        ids, tokens = _prompts(rng, [nouns[i] for i in scenes], vocabulary, tokenizer, recipe.absent)
-        ids, tokens = torch.from_numpy(ids).to(device), tokens.to(device)
+        prompts, tokens = _prompts(rng, [nouns[i] for i in scenes], vocabulary, tokenizer, recipe.absent)
+        ids, tokens = torch.from_numpy(prompts).to(device), tokens.to(device)
         x, there = learning.inputs(features[scenes, :, rng.integers(1 + DRAWN)]), areas[scenes]
 
         # From each region to the tokens of its noun; what cross-attention gives is to stay: under the empty prompt,
