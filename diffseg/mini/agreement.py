@@ -61,20 +61,22 @@ def _attend(layer, hidden: torch.Tensor, positions: torch.Tensor, sharpness: flo
 
 
 class Walk:
-    """A teacher of self-attention: the diffused attention of one layer.
+    """A teacher of self-attention: the diffused attention of one layer, the `most_modular`.
 
-    The attention A of the layer `LAYER`, frozen as it is at the start, sharpened and applied POWER times, is a random
-    walk that spreads within a region and seldom leaves it: each layer is to attend where that walk arrives. No label is
+    The attention A of that layer, frozen as it is at the start, sharpened and applied POWER times, is a random walk
+    that spreads within a region and seldom leaves it: each layer is to attend where that walk arrives. No label is
     involved: the grouping is the one that denoising gave to the frozen layer.
     """
 
-    LAYER = "up_blocks.3.attentions.1.transformer_blocks.0.attn1"
     SHARPNESS, POWER = 2.0, 8  # of the logits; steps of the walk
+    SCENES = 32  # that the layer is chosen with
 
-    def __init__(self, unet: UNet2DConditionModel, context: torch.Tensor):
-        """unet: the one to train; context [1, 77, C] of the empty prompt, which segmenting uses as well."""
+    def __init__(self, unet: UNet2DConditionModel, context: torch.Tensor, latents: np.ndarray, counts: np.ndarray):
+        """unet: the one to train; context [1, 77, C] of the empty prompt, which segmenting uses as well; latents and
+        counts: as for `partitions`."""
         self.frozen, self.context = copy.deepcopy(unet).eval().requires_grad_(False), context
         self.taught, _ = _self_attention(self.frozen)
+        self.layer = most_modular(self.frozen, context, latents[: self.SCENES], counts)
 
     def draw(self, batch: Batch) -> torch.Tensor:
         """Positions [B, Q] (row * n + column) to teach in this step, without repetition."""
@@ -90,7 +92,7 @@ class Walk:
             self.frozen(
                 clean, torch.full((len(clean),), 100, device=clean.device), self.context.expand(len(clean), -1, -1)
             )
-        layer, hidden = self.taught[self.LAYER]
+        layer, hidden = self.taught[self.layer]
         n, everywhere, walks = clean.shape[-1], torch.arange(hidden.shape[1], device=clean.device)[None], []
         for one, starts in zip(hidden.float(), positions, strict=True):  # one by one: A is [n * n, n * n]
             attention = _attend(layer, one[None], everywhere, self.SHARPNESS)[0].bfloat16()
@@ -99,6 +101,45 @@ class Walk:
                 walk = walk @ attention
             walks.append(walk.float() / walk.float().sum(-1, keepdim=True))
         return torch.stack(walks).view(*positions.shape, n, n)
+
+
+@torch.no_grad()
+def most_modular(unet: UNet2DConditionModel, context: torch.Tensor, latents: np.ndarray, counts: np.ndarray) -> str:
+    """The self-attention layer of the finest level that parts scenes best, by its attention alone.
+
+    That is the layer of the largest modularity (Newman and Girvan 2004), mean over the scenes: its attention is grouped
+    by k-means, as in `partitions`, and what counts is how much of it stays within the groups. Which layer denoising
+    makes the best one differs from training to training.
+
+    Args: as for `partitions`.
+    """
+    seen, hooks = _self_attention(unet)
+    found: dict[str, list[float]] = {}
+    for latent, count in zip(tqdm(latents, "layers", mininterval=5), counts, strict=False):
+        clean = torch.from_numpy(latent.astype(np.float32))[None].to(unet.device)
+        unet(clean, torch.full((1,), 100, device=unet.device), context)
+        everywhere = torch.arange(clean[0, 0].numel(), device=unet.device)[None]
+        for name, (layer, hidden) in seen.items():
+            if hidden.shape[1] == everywhere.numel():
+                attention = _attend(layer, hidden.float(), everywhere)[0]
+                clusters = _clusters(_coarse(attention, clean.shape[-1]), int(count))
+                found.setdefault(name, []).append(modularity(attention.cpu(), clusters))
+    for hook in hooks:
+        hook.remove()
+    return max(found, key=lambda name: np.mean(found[name]))
+
+
+def modularity(attention: torch.Tensor, groups: np.ndarray) -> float:
+    """How much more of an attention [N, N], whose rows sum to 1, stays within groups [N] than would by chance: 0 where
+    attention tells nothing of them, up to 1 - 1 / groups."""
+    one = F.one_hot(torch.from_numpy(groups).long()).to(attention.dtype)
+    to = attention @ one
+    return float((to * one).sum(1).mean() - to.mean(0) @ one.mean(0))
+
+
+def _coarse(attention: torch.Tensor, n: int) -> np.ndarray:
+    """Rows [N, n * n] of attention, summed (up to a factor) over 4 x 4 cells, for k-means."""
+    return F.avg_pool2d(attention.view(-1, 1, n, n), 4).flatten(1).cpu().numpy()
 
 
 class Regions:
@@ -152,7 +193,7 @@ def partitions(
             for i in tqdm(left, "regions of scenes", mininterval=5):
                 latent = torch.from_numpy(latents[i].astype(np.float32))[None].to(unet.device)
                 attention = aggregate(capture(unet, latent, 100, context, None).self_attention)[0].flatten(0, 1)
-                points = F.avg_pool2d(attention[:, None], 4).flatten(1).cpu().numpy()
+                points = _coarse(attention, shape[-1])
                 clustering.append((i, pool.submit(_clusters, points, int(counts[i]))))
                 while len(clustering) > 2 * cores or (clustering and i == left[-1]):
                     scene, clusters = clustering.popleft()

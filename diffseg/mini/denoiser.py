@@ -112,7 +112,7 @@ def _begun(recipe: Denoising, *parts: torch.nn.Module) -> str:
 def _teacher(recipe: Denoising, cache: Path, data: Latents, unet: UNet2DConditionModel, context: torch.Tensor):
     """What a stage's recipe has the self-attention layers taught by, made from the model that the stage begins with."""
     if recipe.teacher == "walk":
-        return Walk(unet, context)
+        return Walk(unet, context, data.large, data.large_named)
     if recipe.teacher == "regions":
         return Regions(partitions(cache, unet, context, data.large[: recipe.large], data.large_named))
     return None
