@@ -38,7 +38,8 @@ CUTS = (  # what is called for the n-th time when the training is interrupted
     (autoencoder, "_crops", 4),
     (denoiser, "_noised", 4),
     (agreement.Walk, "targets", 3),
-    (agreement, "KMeans", 1),
+    (agreement, "KMeans", 1),  # of the layers
+    (agreement, "KMeans", 11),  # of the regions
     (agreement.Regions, "targets", 3),
     (words, "_within", 20),
     (words, "_prompts", 3),
@@ -185,13 +186,14 @@ def mini():
 def test_the_walk_that_the_layers_are_to_follow():
     """The frozen layer's sharpened attention to the eighth power; a layer that attends so has no loss."""
     unet = mini()
-    layers, walk = agreement.Agreement(unet), agreement.Walk(unet, torch.zeros(1, 77, 64))
+    scenes = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(1)).numpy(), np.array([2, 3])
+    layers, walk = agreement.Agreement(unet), agreement.Walk(unet, torch.zeros(1, 77, 64), *scenes)
     clean = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     positions = torch.tensor([[0, 17, 255], [3, 100, 30]])
     targets = walk.targets(batch(clean), positions)
     assert targets.shape == (2, 3, 16, 16)
     torch.testing.assert_close(targets.flatten(2).sum(-1), torch.ones(2, 3))
-    layer, hidden = walk.taught[walk.LAYER]
+    layer, hidden = walk.taught[walk.layer]
     q, k = layer.to_q(hidden[1].float()).double(), layer.to_k(hidden[1].float()).double()
     attention = (2 * layer.scale * q @ k.T).softmax(-1).detach()
     expected = torch.linalg.matrix_power(attention, 8)[positions[1]].float().view(3, 16, 16)
@@ -201,12 +203,37 @@ def test_the_walk_that_the_layers_are_to_follow():
 
     with torch.no_grad():
         unet(clean, torch.full((2,), 100), torch.zeros(2, 77, 64))
-    layer, hidden = layers.layers[walk.LAYER]
+    layer, hidden = layers.layers[walk.layer]
     layers.layers = {"one": (layer, hidden)}
     own = agreement._attend(layer, hidden, positions).view(2, 3, 16, 16)
     assert layers.loss(own, positions).item() == pytest.approx(0, abs=1e-6)
     assert layers.loss(targets, positions).item() > 0.01
     layers.close()
+    assert not any(module._forward_pre_hooks for module in unet.modules())
+
+
+def test_modularity():
+    """As Newman and Girvan define it, on attention of which it is known: within groups, anywhere, across."""
+    groups = np.array([0, 0, 0, 1, 1, 1, 1, 1])
+    same = groups[:, None] == groups
+    within, across = (torch.from_numpy(where / where.sum(1, keepdims=True)) for where in (same, ~same))
+    assert agreement.modularity(within, groups) == pytest.approx(1 - (3 / 8) ** 2 - (5 / 8) ** 2)
+    assert agreement.modularity(across, groups) == pytest.approx(0 - 3 / 8 * 5 / 8 - 5 / 8 * 3 / 8)
+    assert agreement.modularity(torch.full((8, 8), 1 / 8), groups) == pytest.approx(0)
+    assert agreement.modularity(torch.eye(8), np.zeros(8, int)) == pytest.approx(0)  # one group: nothing is told
+
+
+@pytest.mark.parametrize("best", ["down_blocks.0.attentions.1", "up_blocks.3.attentions.2"])
+def test_the_layer_that_groups_best_is_found(best):
+    """Where all other layers of the finest level attend evenly, it is the one that does not."""
+    unet, best = mini(), f"{best}.transformer_blocks.0.attn1"
+    for name, module in unet.named_modules():
+        if name.endswith("attn1") and name != best:
+            torch.nn.init.zeros_(module.to_q.weight)
+    latents = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0)) / 10
+    latents[0, :, :, 8:] += torch.tensor([2.0, -2, 2, -2])[:, None, None]
+    latents[1, :, 6:] += torch.tensor([-2.0, 2, 2, -2])[:, None, None]
+    assert agreement.most_modular(unet, torch.zeros(1, 77, 64), latents.numpy(), np.array([2, 2])) == best
     assert not any(module._forward_pre_hooks for module in unet.modules())
 
 

@@ -12,6 +12,7 @@ import os
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +77,12 @@ class Walk:
         counts: as for `partitions`."""
         self.frozen, self.context = copy.deepcopy(unet).eval().requires_grad_(False), context
         self.taught, _ = _self_attention(self.frozen)
-        self.layer = most_modular(self.frozen, context, latents[: self.SCENES], counts)
+        self.scenes = latents[: self.SCENES], counts[: self.SCENES]
+
+    @cached_property
+    def layer(self) -> str:
+        """Its name; found when it is first asked for, which a stage that is done never does."""
+        return most_modular(self.frozen, self.context, *self.scenes)
 
     def draw(self, batch: Batch) -> torch.Tensor:
         """Positions [B, Q] (row * n + column) to teach in this step, without repetition."""
@@ -87,12 +93,12 @@ class Walk:
     @torch.no_grad()
     def targets(self, batch: Batch, positions: torch.Tensor) -> torch.Tensor:
         """Where the walks from positions [B, Q] of latents [B, 4, n, n] arrive: [B, Q, n, n]."""
-        clean = batch.latents
+        clean, name = batch.latents, self.layer  # which may take passes of its own
         with torch.autocast(clean.device.type, dtype=torch.bfloat16):
             self.frozen(
                 clean, torch.full((len(clean),), 100, device=clean.device), self.context.expand(len(clean), -1, -1)
             )
-        layer, hidden = self.taught[self.layer]
+        layer, hidden = self.taught[name]
         n, everywhere, walks = clean.shape[-1], torch.arange(hidden.shape[1], device=clean.device)[None], []
         for one, starts in zip(hidden.float(), positions, strict=True):  # one by one: A is [n * n, n * n]
             attention = _attend(layer, one[None], everywhere, self.SHARPNESS)[0].bfloat16()
@@ -115,7 +121,7 @@ def most_modular(unet: UNet2DConditionModel, context: torch.Tensor, latents: np.
     """
     seen, hooks = _self_attention(unet)
     found: dict[str, list[float]] = {}
-    for latent, count in zip(tqdm(latents, "layers", mininterval=5), counts, strict=False):
+    for latent, count in zip(tqdm(latents, "layers", mininterval=5), counts, strict=True):
         clean = torch.from_numpy(latent.astype(np.float32))[None].to(unet.device)
         unet(clean, torch.full((1,), 100, device=unet.device), context)
         everywhere = torch.arange(clean[0, 0].numel(), device=unet.device)[None]
