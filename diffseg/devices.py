@@ -48,11 +48,26 @@ def resolve_dtype(dtype: torch.dtype | str | None, place: torch.device) -> torch
     return allowed[dtype] if isinstance(dtype, str) else dtype
 
 
+def fast_half(dtype: torch.dtype, place: torch.device) -> bool:
+    """Whether float16 or bfloat16 are what this device computes well in.
+
+    On a CPU that is where oneDNN, which torch calls for products and convolutions, has them. Elsewhere, as with bfloat16 on
+    a CPU that has AVX2 only, a convolution takes hundreds of times as long as in float32.
+    """
+    if place.type != "cpu":
+        return True
+    if not torch.backends.mkldnn.is_available():
+        return False
+    onednn = torch.ops.mkldnn
+    return onednn._is_mkldnn_fp16_supported() if dtype == torch.float16 else onednn._is_mkldnn_bf16_supported()
+
+
 def slow_dtype(dtype: torch.dtype, place: torch.device) -> str:
     """What to say of a precision that is slow on this device; "" where it is not."""
-    if dtype == torch.float16 and place.type == "cpu":
-        return "float16 is about ten times slower than float32 on a CPU: bfloat16 is the half precision to use there"
-    return ""
+    if dtype == torch.float32 or fast_half(dtype, place):
+        return ""
+    other = "bfloat16 is the half precision to use there" if fast_half(torch.bfloat16, place) else "use float32 there"
+    return f"{str(dtype).removeprefix('torch.')} is ten to hundreds of times slower than float32 on this CPU: {other}"
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from diffseg.attention import capture
+from diffseg.mini import checkpoints
 from diffseg.segmentation import aggregate
 
 POSITIONS = 192  # that are taught a latent and training step
@@ -94,14 +95,14 @@ class Walk:
     def targets(self, batch: Batch, positions: torch.Tensor) -> torch.Tensor:
         """Where the walks from positions [B, Q] of latents [B, 4, n, n] arrive: [B, Q, n, n]."""
         clean, name = batch.latents, self.layer  # which may take passes of its own
-        with torch.autocast(clean.device.type, dtype=torch.bfloat16):
+        with checkpoints.autocast(clean.device):
             self.frozen(
                 clean, torch.full((len(clean),), 100, device=clean.device), self.context.expand(len(clean), -1, -1)
             )
         layer, hidden = self.taught[name]
         n, everywhere, walks = clean.shape[-1], torch.arange(hidden.shape[1], device=clean.device)[None], []
         for one, starts in zip(hidden.float(), positions, strict=True):  # one by one: A is [n * n, n * n]
-            attention = _attend(layer, one[None], everywhere, self.SHARPNESS)[0].bfloat16()
+            attention = _attend(layer, one[None], everywhere, self.SHARPNESS)[0].to(checkpoints.precision(clean.device))
             walk = attention[starts]
             for _ in range(self.POWER - 1):
                 walk = walk @ attention

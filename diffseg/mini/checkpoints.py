@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from diffseg.devices import fast_half
 from diffseg.errors import UserError
 
 CHECKPOINT_EVERY = 250  # steps
@@ -78,11 +79,16 @@ def generator(*key: int) -> np.random.Generator:
     return np.random.default_rng(key)
 
 
-def cosine(step: int, steps: int, warmup: int = 100) -> float:
-    """Learning-rate factor: linear warm-up, then cosine down to 3 %."""
-    return min(1.0, (step + 1) / warmup) * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0))))
+def cosine(step: int, steps: int) -> float:
+    """Learning-rate factor: linear warm-up over 100 steps, an eighth of all at most, then cosine down to 3 %."""
+    return min(1.0, (step + 1) / min(100, max(1, steps / 8))) * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0))))
+
+
+def precision(device: torch.device) -> torch.dtype:
+    """The precision of training: bfloat16 where it does no harm and the device is fast in it."""
+    return torch.bfloat16 if fast_half(torch.bfloat16, device) else torch.float32
 
 
 def autocast(device: torch.device) -> torch.autocast:
-    """The precision of training: bfloat16 where it does no harm."""
-    return torch.autocast(device.type, dtype=torch.bfloat16)
+    """Computes in the precision of training."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision(device) == torch.bfloat16)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 
 @dataclass(frozen=True)
@@ -107,3 +107,16 @@ RECIPE: Recipe = {
     "regions-3": replace(_REGIONS, seed=4, steps=1500, aggregated=True),
     "words": Words(),
 }
+
+_AMOUNTS = {"small", "large", "steps", "steps_classifier"}  # of scenes and of steps
+
+
+def part(recipe: Recipe, share: float) -> Recipe:
+    """A trial of a recipe: the same stages with that share of all scenes and steps, at least one of each."""
+    return {
+        name: replace(
+            stage,
+            **{f.name: max(1, round(share * getattr(stage, f.name))) for f in fields(stage) if f.name in _AMOUNTS},
+        )
+        for name, stage in recipe.items()
+    }

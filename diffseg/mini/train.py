@@ -46,7 +46,7 @@ from diffseg.mini.denoiser import Latents, new_unet, train_unet
 from diffseg.mini.evaluate import tune
 from diffseg.mini.export import export
 from diffseg.mini.pictures import pictures
-from diffseg.mini.recipe import RECIPE, Autoencoding, Denoising, Drawing, Recipe, Start, Words
+from diffseg.mini.recipe import RECIPE, Autoencoding, Denoising, Drawing, Recipe, Start, Words, part
 from diffseg.mini.text import new_text_encoder, token_ids, train_tokenizer
 from diffseg.mini.words import train_words
 from diffseg.segmenter import DiffSeg
@@ -132,6 +132,9 @@ def main(
         Path, typer.Option(help="Folder for caches and checkpoints; an interrupted training continues from it.")
     ] = Path("results/mini"),
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+    share: Annotated[
+        float, typer.Option(help="For a trial: this share of all scenes and steps of the recipe.", min=0.001, max=1.0)
+    ] = 1.0,
     steps: Annotated[
         int | None, typer.Option(help="Steps of the UNet, for those with a GPU. (default: the recipe's)", min=1)
     ] = None,
@@ -142,8 +145,8 @@ def main(
 ) -> None:
     """Trains the embedded model (hours on two CPU cores)."""
     warnings.filterwarnings("ignore", category=FutureWarning)
-    recipe = dict(RECIPE)
-    if isinstance(denoising := RECIPE["unet"], Denoising):
+    recipe = dict(part(RECIPE, share))
+    if isinstance(denoising := recipe["unet"], Denoising):
         recipe["unet"] = denoising.of(steps, batch)
     stages = [name for name, stage in RECIPE.items() if not isinstance(stage, Drawing | Autoencoding | Start)]
     with one_sentence("diffseg.mini.train"):
