@@ -22,7 +22,7 @@ import torch
 
 from diffseg import __version__, presets
 from diffseg.captions import TAGGER
-from diffseg.devices import free_bytes
+from diffseg.devices import free_bytes, slow_dtype
 from diffseg.errors import UserError
 from diffseg.files import cache_folder
 
@@ -190,6 +190,7 @@ def _machine() -> Iterator[Finding]:
     fast = [name for flag, name in _FLAGS.items() if flag in flags]
     halves = {"amx_bf16", "avx512_bf16"} & flags
     advice = "--dtype bfloat16 saves time with models of Stable Diffusion's size" if halves else ""
+    advice = advice or slow_dtype(torch.bfloat16, torch.device("cpu"))
     yield Finding("machine", "CPU, fast for", GOOD if fast else OPTIONAL, ", ".join(fast) or "not known", advice)
     yield _memory()
     yield from _gpus()

@@ -1,6 +1,7 @@
 """Loading models and asking them for attention: every architecture, saved and loaded as users have them."""
 
 import json
+import platform
 import shutil
 import socket
 import time
@@ -9,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from diffseg import DiffSeg
+from diffseg import DiffSeg, devices
 from diffseg.attention import Look, Needs
 from diffseg.backbones.base import EMBEDDED
 from diffseg.backbones.diffusion import DiffusionModel, _sd14
-from diffseg.devices import resolve_device
+from diffseg.devices import fast_half, resolve_device, slow_dtype
 from diffseg.errors import UserError
 from tests.models import UNETS, save_pipeline
 
@@ -226,3 +227,32 @@ def test_random_weights_are_of_published_architectures_only():
     assert sum(p.numel() for p in pipeline.unet.parameters()) == 859_520_964  # as published
     assert sum(p.numel() for p in pipeline.vae.parameters()) == 83_653_863
     assert sum(p.numel() for p in pipeline.text_encoder.parameters()) == 123_060_480
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64" or not hasattr(torch.cpu, "get_capabilities"), reason="not x86-64")
+def test_which_half_precisions_this_cpu_is_fast_in():
+    """oneDNN computes in them from AVX-512 on (bfloat16; float16 with its own instructions), or with AVX-NE-CONVERT."""
+    has = torch.cpu.get_capabilities()
+    wide = has["avx512_bw"] and has["avx512_vl"] and has["avx512_dq"]
+    cpu = torch.device("cpu")
+    assert fast_half(torch.bfloat16, cpu) == (wide or has["avx_ne_convert"])
+    assert fast_half(torch.float16, cpu) == ((wide and has["avx512_fp16"]) or has["avx_ne_convert"])
+    assert fast_half(torch.float16, torch.device("cuda"))
+
+
+@pytest.mark.parametrize(
+    ("fast", "said"),
+    [
+        ((), {"float16": "use float32", "bfloat16": "use float32"}),
+        ((torch.bfloat16,), {"float16": "bfloat16 is the half precision to use there"}),
+        ((torch.bfloat16, torch.float16), {}),
+    ],
+    ids=["neither", "bfloat16", "both"],
+)
+def test_what_is_said_of_slow_precisions(monkeypatch, fast, said):
+    monkeypatch.setattr(devices, "fast_half", lambda dtype, place: dtype in fast)
+    for name in ("float32", "bfloat16", "float16"):
+        sentence = slow_dtype(getattr(torch, name), torch.device("cpu"))
+        assert sentence.startswith(f"{name} is ten to hundreds of times slower" if name in said else "")
+        assert said.get(name, "") in sentence
+        assert bool(sentence) == (name in said)

@@ -20,7 +20,7 @@ from diffseg.mini import agreement, autoencoder, checkpoints, denoiser, train, w
 from diffseg.mini.autoencoder import new_autoencoder
 from diffseg.mini.denoiser import Latents, new_unet, train_unet
 from diffseg.mini.evaluate import attention_picture, tune
-from diffseg.mini.recipe import RECIPE, Autoencoding, Denoising, Drawing, Start, Words
+from diffseg.mini.recipe import RECIPE, Autoencoding, Denoising, Drawing, Start, Words, part
 from diffseg.mini.text import train_tokenizer
 from diffseg.segmentation import aggregate
 
@@ -134,8 +134,8 @@ def test_the_later_stages_of_a_finished_model(trained):
     on it."""
     out, work = trained / "out", trained / "work"
     before, after = (DiffusionModel.from_pretrained(str(f), device="cpu") for f in (EMBEDDED["mini"], out))
-    for part, same in (("vae", True), ("unet", False)):
-        a, b = (getattr(m.pipeline, part).state_dict() for m in (before, after))
+    for component, same in (("vae", True), ("unet", False)):
+        a, b = (getattr(m.pipeline, component).state_dict() for m in (before, after))
         assert all(torch.equal(a[k], b[k]) for k in a) == same
     assert after.pipeline.tokenizer.get_vocab() == before.pipeline.tokenizer.get_vocab()
     for name in ("unet", "vae", "text_encoder"):  # and where the first model lay is nobody's business
@@ -349,6 +349,36 @@ def test_the_aggregate_that_is_to_agree_is_what_a_segmentation_sees():
 def test_a_longer_training_changes_nothing_else():
     assert Denoising().of() == Denoising()
     assert Denoising().of(20_000, 64) == replace(Denoising(), steps=20_000, batch=64, batch_fine=16)
+
+
+def test_a_trial_has_a_share_of_all_scenes_and_steps():
+    """And nothing else changes; the whole is the recipe."""
+    assert part(RECIPE, 1.0) == RECIPE
+    tenth = part(RECIPE, 0.1)
+    assert list(tenth) == list(RECIPE)
+    assert tenth["scenes"] == Drawing(small=800, large=400)
+    assert tenth["autoencoder"] == Autoencoding(steps=160)
+    assert tenth["start"] == RECIPE["start"]
+    assert tenth["regions-3"] == replace(RECIPE["regions-3"], large=200, steps=150)
+    assert tenth["words"] == Words(large=400, steps_classifier=150, steps=400)
+    assert part(RECIPE, 1e-6)["unet"] == Denoising(large=1, steps=1)
+
+
+def test_the_learning_rate_rises_and_falls():
+    """A hundred steps up, an eighth in short trainings, then down to 3 %; never above 1."""
+    for steps, up in ((3200, 100), (80, 10), (1, 1)):
+        rates = [checkpoints.cosine(step, steps) for step in range(steps)]
+        assert max(rates) <= 1
+        assert np.argmax(rates) in range(up - 2, up + 1)
+    assert checkpoints.cosine(3199, 3200) == pytest.approx(0.03, abs=1e-6)
+    assert checkpoints.cosine(49, 3200) == pytest.approx(0.5, abs=1e-3)
+
+
+def test_training_is_in_bfloat16_only_where_that_is_fast(monkeypatch):
+    for fast, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(checkpoints, "fast_half", lambda *_, fast=fast: fast)
+        with checkpoints.autocast(torch.device("cpu")):
+            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
 
 
 def test_a_wrong_device_is_refused_before_anything_is_made(tmp_path, capfd):

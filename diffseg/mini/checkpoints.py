@@ -81,7 +81,8 @@ def generator(*key: int) -> np.random.Generator:
 
 def cosine(step: int, steps: int) -> float:
     """Learning-rate factor: linear warm-up over 100 steps, an eighth of all at most, then cosine down to 3 %."""
-    return min(1.0, (step + 1) / min(100, max(1, steps / 8))) * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0))))
+    rising = min(1.0, (step + 1) / min(100, max(1, steps / 8)))
+    return rising * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0))))
 
 
 def precision(device: torch.device) -> torch.dtype:
