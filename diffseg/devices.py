@@ -51,8 +51,8 @@ def resolve_dtype(dtype: torch.dtype | str | None, place: torch.device) -> torch
 def fast_half(dtype: torch.dtype, place: torch.device) -> bool:
     """Whether float16 or bfloat16 are what this device computes well in.
 
-    On a CPU that is where oneDNN, which torch calls for products and convolutions, has them. Elsewhere, as with bfloat16
-    on a CPU that has AVX2 only, a convolution takes hundreds of times as long as in float32.
+    On a CPU that is where oneDNN, which torch calls for products and convolutions, has them. Elsewhere, as with
+    bfloat16 on a CPU that has AVX2 only, a convolution takes hundreds of times as long as in float32.
     """
     if place.type != "cpu":
         return True
