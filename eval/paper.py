@@ -92,7 +92,8 @@ def data_sets(
             names, or below data.
     """
     named = {"coco_stuff27": coco, "cityscapes": cityscapes}
-    below = next((Path(text.removeprefix("data=")) for text in overrides if text.startswith("data=")), Path("data"))
+    given = [text.removeprefix("data=") for text in overrides if text.startswith("data=")]
+    below = Path(given[-1] if given else "data")  # of several settings the last counts, as with Hydra
     roots = {name: folder or below / FOLDERS[name] for name, folder in named.items()}
     if model in STAND_IN_MODELS:
         roots = {name: root for name, root in roots.items() if named[name] or root.is_dir()}

@@ -350,6 +350,7 @@ class SweepTable(Callback):
     """Keeps each sweep job's result and ends the sweep with one table, on the terminal and in files, and one page."""
 
     failed: Sequence[str] = ()  # of this process's sweep: a sentence for each job that ended with an error
+    jobs = 0  # of it
     sweep: DictConfig | None = None  # of this process
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -370,7 +371,7 @@ class SweepTable(Callback):
         folder = Path(config.hydra.sweep.dir)
         jobs = [json.loads(p.read_text()) for p in sorted((folder / "jobs").glob("*.json"))]
         rows = sweep_rows(jobs)
-        SweepTable.failed = sweep_failures(rows)
+        SweepTable.failed, SweepTable.jobs = sweep_failures(rows), len(jobs)
         shown = sweep_table(rows)
         write(folder / "table.csv", rows.to_csv(index=False))
         sets = sets_tables(jobs)
@@ -713,7 +714,8 @@ def main() -> None:
     with _told(arguments):
         _job()
     if SweepTable.failed:
-        say("\n  ".join([f"diffseg-eval: of the sweep's jobs {len(SweepTable.failed)} failed:", *SweepTable.failed]))
+        ratio = f"{len(SweepTable.failed)} of the sweep's {SweepTable.jobs} jobs"
+        say("\n  ".join([f"diffseg-eval: {ratio} failed:", *SweepTable.failed]))
         sys.exit(2)
 
 

@@ -668,7 +668,7 @@ def test_the_six_of_diffcuts_table(voc, ade, tmp_path, commands):
     given += ["model=mini", "dataset.size=128", "segmenters.diffseg.anchors=4", "workers=0", "stages=[predict,score]"]
     ran = commands(*given, *without, cwd=tmp_path)
     assert ran.returncode == 2
-    assert "of the sweep's jobs 4 failed" in ran.stderr
+    assert "4 of the sweep's 6 jobs failed" in ran.stderr
     assert "make data-context" in ran.stderr
     (sweep,) = (tmp_path / "out" / "sweeps").iterdir()
     lines = (sweep / "sets-diffcut.md").read_text().splitlines()

@@ -875,7 +875,7 @@ def test_a_sweep_ends_with_one_table(tmp_path, commands):
     ran = commands("-m", "runs=out", *SMALL, "segmenters.diffseg.threshold=0.3,0,0.6", cwd=tmp_path)
     assert ran.returncode == 2  # one of the jobs failed; the others did not suffer
     assert ran.stderr.endswith(
-        "diffseg-eval: of the sweep's jobs 1 failed:\n"
+        "diffseg-eval: 1 of the sweep's 3 jobs failed:\n"
         "  segmenters.diffseg.threshold=0: segmenters.diffseg: threshold must be above 0, got 0\n"
     )
     (sweep,) = (tmp_path / "out" / "sweeps").iterdir()

@@ -105,7 +105,7 @@ def test_scenes_stand_in_with_the_embedded_model_alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert paper.data_sets("mini", None, None) == {"coco_stuff27": ["dataset=scenes"]}
     assert list(paper.data_sets("sd14", None, None)) == ["coco_stuff27", "cityscapes"]
-    elsewhere = paper.data_sets("sd14", Path("there"), None, ["device=cpu", "data=/all"])
+    elsewhere = paper.data_sets("sd14", Path("there"), None, ["device=cpu", "data=/some", "data=/all"])
     assert elsewhere["cityscapes"] == ["dataset=cityscapes", "dataset.root=/all/cityscapes"]
     assert elsewhere["coco_stuff27"] == ["dataset=coco_stuff27", "dataset.root=there"]
     assert paper.data_sets("mini", None, Path("there")) == {"cityscapes": ["dataset=cityscapes", "dataset.root=there"]}

@@ -133,7 +133,7 @@ def test_a_job_that_meets_its_time_limit_too_often_is_a_row_of_the_table(tmp_pat
     os.kill(step_of(tmp_path)[0], signal.SIGUSR2)
     said, _ = sweep.communicate()
     assert sweep.returncode == 2
-    assert "of the sweep's jobs 1 failed" in said
+    assert "1 of the sweep's 2 jobs failed" in said
     lost, done = rows_of(tmp_path / "queued").to_dict("records")
     assert "timed-out too many times" in lost["error"]
     assert done["miou"] > 0
