@@ -140,7 +140,7 @@ docs: setup      ## the documentation site in build/site, from docs/; offline, s
 bench: setup     ## seconds per stage, images/s, share of the limit, memory, merging against the straightforward way; ARGS
 	$(RUN) -m diffseg.eval.bench $(ARGS)
 
-mini: setup      ## train a model like the embedded one from nothing (hours on two cores; never run from end to end yet), or longer: ARGS="--steps 20000 --batch 64"
+mini: setup      ## train a model like the embedded one from nothing (hours on two cores); a trial: ARGS="--share 0.1"; longer: ARGS="--steps 20000 --batch 64"
 	$(RUN) -m diffseg.mini.train $(ARGS)
 
 clean:           ## remove .venv and caches; results stay

@@ -99,8 +99,9 @@ def load_tagger() -> Any:
         return spacy.load(TAGGER, exclude=["parser", "ner", "lemmatizer"])
     except (ImportError, OSError):
         raise UserError(
-            f"finding the nouns of a caption needs spaCy's small English model: install it with pip install "
-            f"'diffseg[semantic]' and python -m spacy download {TAGGER}, or name what the picture shows with --nouns"
+            f"without --nouns, names come from a caption, given or a captioner's, and finding its nouns needs spaCy's "
+            f"small English model: install it with pip install 'diffseg[semantic]' and python -m spacy download {TAGGER}, or "
+            "name what the picture shows with --nouns"
         ) from None
 
 

@@ -348,6 +348,8 @@ def _page_options(
         raise UserError(f"--out {out} is also one of the photos: choose another")
     if _is_folder(out):
         raise UserError(f"--out {out} is a folder: give a file, such as {out / 'explore.html'}")
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"--out {out} is a page for a browser: give a file that ends in .html, such as {out}.html")
     return None if nouns is None else distinct(nouns.split(","))
 
 

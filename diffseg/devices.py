@@ -66,8 +66,8 @@ def slow_dtype(dtype: torch.dtype, place: torch.device) -> str:
     """What to say of a precision that is slow on this device; "" where it is not."""
     if dtype == torch.float32 or fast_half(dtype, place):
         return ""
-    other = "bfloat16 is the half precision to use there" if fast_half(torch.bfloat16, place) else "use float32 there"
-    return f"{str(dtype).removeprefix('torch.')} is ten to hundreds of times slower than float32 on this CPU: {other}"
+    other = "bfloat16 is the half precision to use here" if fast_half(torch.bfloat16, place) else "use float32"
+    return f"{str(dtype).removeprefix('torch.')} is ten times slower than float32 on this CPU, and more: {other}"
 
 
 @contextmanager

@@ -131,7 +131,7 @@ def label_files(photos: Mapping[str, Path], folder: Path | None) -> dict[str, Pa
     if not found:
         raise DataError(
             f"the folder {folder} has a label map for none of the {len(photos)} photos: name it after the photo, such "
-            f"as {next(iter(photos))}.png"
+            f"as {next(iter(photos))}.png, in this very folder"
         )
     return found
 

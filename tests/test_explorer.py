@@ -442,6 +442,7 @@ def test_nothing_is_written_where_no_photo_can_be_used(tmp_path):
         (["p.png", "--opacity", "2"], "opacity must be 0"),
         (["p.png", "--out", "p.png"], "is also one of the photos"),
         (["p.png", "--out", "."], "is a folder: give a file"),
+        (["p.png", "--out", "page"], "give a file that ends in .html, such as page.html"),
         (["p.png", "--nouns", ","], "noun"),
     ],
 )

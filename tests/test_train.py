@@ -147,6 +147,27 @@ def test_the_later_stages_of_a_finished_model(trained):
     assert not (work / "unet.pt").exists()
 
 
+def test_the_model_is_written_when_it_is_whole(trained, tmp_path, few_steps, monkeypatch):
+    """Settings are chosen after the weights are made: until then the folder is as it was."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "diffseg.json").write_text("of before")
+    place = {"out": out, "start": EMBEDDED["mini"], "work": trained / "work", "device": "cpu"}
+
+    def cut(folder, device, kept=None):
+        assert (folder / "unet").is_dir()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "recommend", cut)
+        with pytest.raises(KeyboardInterrupt):
+            train.main(**place)
+    assert [path.name for path in out.iterdir()] == ["diffseg.json"]
+    train.main(**place)
+    for file in ("unet/diffusion_pytorch_model.safetensors", "model_index.json"):
+        assert (out / file).read_bytes() == (trained / "out" / file).read_bytes()
+
+
 def test_a_checkpoint_of_another_training_is_refused(trained, tmp_path, capsys, few_steps):
     """A second model with the first one's work folder is not given the first one's weights."""
     with pytest.raises(typer.Exit):

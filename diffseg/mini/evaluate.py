@@ -13,8 +13,7 @@ import numpy as np
 import torch
 import typer
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
+from tqdm import tqdm
 
 from diffseg.attention import Look, Needs
 from diffseg.backbones.base import Backbone
@@ -34,7 +33,7 @@ def tune(model: Backbone, timesteps: Sequence[int], thresholds: Sequence[float],
     scenes, rows = Scenes(count, TUNE_SEED), []
     for t in timesteps:
         counts: dict[float, list[Counts]] = {tau: [] for tau in thresholds}
-        for key in track(scenes.keys, f"t = {t}", console=Console(stderr=True), transient=True):
+        for key in tqdm(scenes.keys, f"t = {t}", mininterval=5):
             image = DiffSeg(model).observe_pixels(scenes.image(key)[None], t, (512, 512))
             for tau in thresholds:
                 labels = Merging(tau).segment(image)

@@ -17,13 +17,15 @@ deterministic by its seed on one device with one number of threads:
 7. words: a classifier learns from captions alone what noun each of the model's own segments is; cross-attention
    learns to attend from a segment to its noun. What it gives is held, self-attention is not touched.
 
-Then the folder is written, with the default time step and threshold: chosen on scenes that nothing else uses, with
-their labels.
+Then the default time step and threshold are chosen on scenes that nothing else uses, with their labels, and the folder
+of the model is written.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,6 +36,7 @@ import torch
 import typer
 
 from diffseg.backbones.diffusion import DiffusionModel
+from diffseg.backbones.loading import quiet
 from diffseg.cli import one_sentence
 from diffseg.datasets.scenes import TUNE_SEED, Scenes
 from diffseg.devices import resolve_device
@@ -62,6 +65,7 @@ def recommend(folder: Path, device: str, kept: Mapping[str, float] | None = None
     Args:
         kept: "timestep" and "threshold" of a model that has learned nothing since but words, which stay.
     """
+    print("choosing the time step and the threshold, and naming segments", file=sys.stderr)
     model = DiffusionModel.from_pretrained(str(folder), device=device)
     if kept is None:
         rough = tune(model, (100, 300, 500), [0.2 * 1.25**i for i in range(12)], 40)[0]
@@ -117,13 +121,18 @@ def _train(
             train_unet(work, name, stage, data, tokenizer, unet, text)
         elif isinstance(stage, Words):
             train_words(work, name, stage, data.large, large.nouns, tokenizer, unet, text)
-    export(out, vae, unet, text, tokenizer)
+    unfinished = work / "unfinished"  # until it is whole, out stays as it is
+    with quiet():
+        export(unfinished, vae, unet, text, tokenizer)
     only_words = given and all(isinstance(stage, Words) for name, stage in recipe.items() if name not in skipped)
-    recommend(out, str(place), given.defaults if given and only_words else None)
+    recommend(unfinished, str(place), given.defaults if given and only_words else None)
+    shutil.copytree(unfinished, out, dirs_exist_ok=True)
+    shutil.rmtree(unfinished)
+    print(f"the model: {out}; try it with diffseg segment --demo --model {out}")
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Folder the model is written to.")] = Path(__file__).parent / "weights",
+    out: Annotated[Path, typer.Option(help="Folder the model is written to.")] = Path("results/mini/model"),
     start: Annotated[
         Path | None, typer.Option(help="Begin with this model: its autoencoder and tokenizer stay, the rest goes on.")
     ] = None,

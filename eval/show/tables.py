@@ -358,6 +358,7 @@ def list_command() -> typer.Typer:
     @app.command()
     def run(runs: Annotated[Path, typer.Argument(help="Folder of the runs.")] = Path("results/runs")) -> None:
         """Lists the runs there are: data, model, methods, what was varied, the best one's score, when."""
+        runs = Path(str(runs).removeprefix("runs="))  # as an evaluation is told the folder
         if not runs.is_dir():
             raise UserError(f"there is no folder {runs} of runs: name another, or make one with diffseg-eval")
         console = Console()
