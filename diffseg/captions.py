@@ -100,8 +100,8 @@ def load_tagger() -> Any:
     except (ImportError, OSError):
         raise UserError(
             f"without --nouns, names come from a caption, given or a captioner's, and finding its nouns needs spaCy's "
-            f"small English model: install it with pip install 'diffseg[semantic]' and python -m spacy download {TAGGER}, or "
-            "name what the picture shows with --nouns"
+            f"small English model: install it with pip install 'diffseg[semantic]' and python -m spacy download "
+            f"{TAGGER}, or name what the picture shows with --nouns"
         ) from None
 
 

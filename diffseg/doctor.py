@@ -227,7 +227,7 @@ def _gpus() -> Iterator[Finding]:
         advice = "pytorch.org says which torch fits this machine's driver"
         yield Finding("machine", "GPU", MISSING, f"an NVIDIA driver, but no device; {build}", advice)
     else:
-        advice = "the CPU does as well, mini in a second a photo, Stable Diffusion in about ten"
+        advice = "the CPU does as well, mini in a second a photo, Stable Diffusion in about twelve"
         yield Finding("machine", "GPU", OPTIONAL, f"none; {build}", advice)
 
 

@@ -107,14 +107,16 @@ def _summary(pixels: list[Counts], segments: list[Counts]) -> dict[str, Any]:
 
 def table(result: dict[str, dict[str, Any]], title: str) -> Table:
     """The result of `score` for the terminal, in percent, with 95 % intervals over images."""
-    shown = Table(title=title)
+    caption = f"by the mean attention in a segment, or by the noun of most of its pixels; {CONTROL}: of the caption's; "
+    caption += f"{BOUND}: the class of most of its pixels; 95 % intervals over images"
+    shown = Table(title=title, caption=caption)
     for heading in ("noun by", "segments right %", "pixels right %", "mIoU %"):
         shown.add_column(heading, justify="left" if heading == "noun by" else "right")
     for way, row in result.items():
         cells = [way]
         for name in ("segment_accuracy", "accuracy", "miou"):
             low, high = row["interval"][name]
-            cells.append(f"{100 * row[name]:.1f} ({100 * low:.1f}-{100 * high:.1f})")
+            cells.append(f"{100 * row[name]:.1f} ({100 * low:.1f} to {100 * high:.1f})")
         shown.add_row(*cells)
     return shown
 

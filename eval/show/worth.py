@@ -49,7 +49,8 @@ def worth_table(summary: Summary) -> Shown:
     facts = summary["dataset"]
     title = f"what a protocol is worth: {facts['name']}, {summary['images']:,} images"
     told = any(scores["told"] for scores in summary["segmenters"].values())
-    return Shown(title, headings, cells, "* told something of the truth" if told else "")
+    caption = f"#: place, in brackets how many better or worse than by {summary['protocol']}"
+    return Shown(title, headings, cells, caption + "; * told something of the truth" * told)
 
 
 def differences_table(summary: Summary) -> Shown:
