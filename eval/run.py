@@ -553,6 +553,9 @@ def hydra_sentence(error: BaseException, arguments: Sequence[str]) -> str:
     lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith(("See https", "Set the"))]
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
+        if group.startswith("model/"):  # a hub id, or a folder
+            group, _, option = error.missing_cfg_file.partition("/")
+            return f"model={option}: a hub id or a folder is given as model=pretrained model.name={option}"
         known = list(error.options or [name.rpartition("/")[2] for name in _groups() if name.startswith(f"{group}/")])
         return f"{group}={option}: {group} is one of {', '.join(known)}{did_you_mean(option, known)}"
     if isinstance(error, ConfigCompositionException):

@@ -158,6 +158,8 @@ def refused(monkeypatch, capfd, tmp_path):
         ("segmenters.diffseg.treshold=1", "did you mean segmenters.diffseg.threshold?"),
         ("dataset=coco_stuf27", "did you mean coco_stuff27?"),
         ("experiment=ccoo", "did you mean coco?"),
+        ("model=CompVis/x", "is given as model=pretrained model.name=CompVis/x"),
+        ("model=/tmp/x", "is given as model=pretrained model.name=/tmp/x"),
         ("bach_size=1", "did you mean batch_size?"),
         ("datset=scenes", "did you mean dataset?"),
         ("threshold=0.5", "there is no setting threshold; did you mean segmenters.diffseg.threshold?"),
