@@ -40,7 +40,7 @@ from diffseg.eval.protocols import OneToOne
 from diffseg.eval.runs import Run, find_run
 from diffseg.eval.show.ablations import read_ablations
 from diffseg.eval.show.examples import example
-from diffseg.eval.show.tables import result_table, runs_table
+from diffseg.eval.show.tables import list_command, result_table, runs_table
 from diffseg.eval.show.worth import differences_table
 from diffseg.methods.clustering import KMeans, KMeansOracle
 from diffseg.methods.controls import ColourKMeans, Whole
@@ -1334,6 +1334,12 @@ def test_names_are_read_of_methods_that_give_some(tmp_path, capsys):
     assert "the protocol names reads labels as numbers of classes, and those of whole number segments" in told
     evaluated(tmp_path, *controls)
     assert "numbers of classes" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", ["{}", "runs={}"])
+def test_the_folder_of_runs_may_be_named_as_an_evaluation_is_told_it(tmp_path, given, capsys):
+    list_command()([given.format(tmp_path)], standalone_mode=False)
+    assert f"runsin{tmp_path}" in "".join(capsys.readouterr().out.split())  # however narrow the table is
 
 
 def test_runs_that_never_began_are_only_counted(tmp_path):
