@@ -554,7 +554,7 @@ def hydra_sentence(error: BaseException, arguments: Sequence[str]) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
         if group.startswith("model/"):  # a hub id, or a folder
-            group, _, option = error.missing_cfg_file.partition("/")
+            option = error.missing_cfg_file.removeprefix("model/")
             return f"model={option}: a hub id or a folder is given as model=pretrained model.name={option}"
         known = list(error.options or [name.rpartition("/")[2] for name in _groups() if name.startswith(f"{group}/")])
         return f"{group}={option}: {group} is one of {', '.join(known)}{did_you_mean(option, known)}"
